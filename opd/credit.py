@@ -1,0 +1,68 @@
+"""How answers become advantages: small functions from table to table, over the whole batch and without gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from opd import maths
+from opd.errors import SettingError
+from opd.rows import Rows
+
+UNITS = {"rows": "row", "tokens": "position", "turns": "turn"}
+
+
+@dataclass(frozen=True)
+class LogRatio:
+    """advantage = scale * (log q(y) - log pi(y)) on the decided token: minus the k1 estimate of reverse KL."""
+
+    teacher: str = "teacher"
+    scale: float = 1.0
+
+    def __call__(self, rows: Rows) -> Rows:
+        return rows.plus(advantage=self.scale * (rows[f"{self.teacher}.chosen"] - rows["untruncated"]))
+
+
+@dataclass(frozen=True)
+class ReturnToGo:
+    """advantage_n = sum over later rows m of the episode of gamma^(time_m - time_n) advantage_m (2603.25562, 3.3).
+
+    `unit` says what the discount counts: rows (tool output takes no time), tokens, or turns.
+    """
+
+    gamma: float
+    unit: str = "rows"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise SettingError("the discount gamma", got=self.gamma, expected="a number in [0, 1]")
+        if self.unit not in UNITS:
+            raise SettingError("what the discount counts", got=repr(self.unit), expected=sorted(UNITS))
+
+    def __call__(self, rows: Rows) -> Rows:
+        if self.gamma == 0:
+            return rows
+        # an episode may be several rollouts: rows are then counted across them, in table order
+        time = torch.arange(len(rows), device=rows["row"].device) if self.unit == "rows" else rows[UNITS[self.unit]]
+        return rows.plus(advantage=maths.returns(rows["advantage"], rows["episode"], time, self.gamma))
+
+
+@dataclass(frozen=True)
+class SkipFirst:
+    """The first n decisions of a rollout are not learned from."""
+
+    n: int
+
+    def __call__(self, rows: Rows) -> Rows:
+        return rows.plus(keep=rows["keep"] & (rows["row"] >= self.n)) if self.n else rows
+
+
+@dataclass(frozen=True)
+class LastOnly:
+    """Only the last k decisions of a rollout are learned from."""
+
+    k: int
+
+    def __call__(self, rows: Rows) -> Rows:
+        return rows.plus(keep=rows["keep"] & (rows["row"] >= rows["length"] - self.k))

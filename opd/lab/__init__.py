@@ -1,0 +1,1 @@
+"""Small worlds in which everything can be checked exactly."""

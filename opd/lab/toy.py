@@ -1,0 +1,109 @@
+"""A causal language model of a few hundred float64 numbers that can write, read and learn: the contract's guinea pig.
+
+Axes: B sequences, T positions, N rows, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from opd.dist import HeadDist, TopDist
+from opd.protocols import CAPABILITIES, Answer, Forward, Student, Want, resolve_layers
+from opd.rollout import Array, End, Message, Piece, Problem, Rollout, Sampling
+
+STOP = 1  # token 0 is padding, token 1 ends a text
+MAX_NEW = 5
+
+
+class ToyModel(nn.Module):
+    """Two layers over an exponentially fading sum of embeddings; `calls` counts the passes it was asked for."""
+
+    def __init__(self, seed: int = 0, vocab: int = 7, width: int = 6, name: str = "toy", padded: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        draw = lambda *shape: nn.Parameter(torch.randn(*shape, dtype=torch.float64, generator=generator))
+        self.embedding, self.first, self.second = draw(vocab, width), draw(width, width), draw(width, width)
+        self.head = draw(vocab + padded, width)
+        self.name, self.vocab = name, vocab
+        self.can, self.live = frozenset(CAPABILITIES), False
+        self.device, self.dtype = torch.device("cpu"), torch.float64
+        self.calls: Counter[str] = Counter()
+
+    def layers_of(self, tokens: Tensor) -> list[Tensor]:
+        """[B, T] ids -> the states [B, T, D] after each of the two layers; position t sees tokens 0..t only."""
+        t = torch.arange(tokens.shape[1])
+        fade = (0.6 ** (t[:, None] - t[None, :]).clamp(min=0).double()).tril()
+        first = torch.tanh((fade @ self.embedding[tokens]) @ self.first)
+        return [first, torch.tanh(first @ self.second + first)]
+
+    def trunk(self, tokens: Sequence[Array], positions: Sequence[Array], layers: tuple[int, ...]) -> Forward:
+        self.calls["learn"] += 1
+        return self._forward(tokens, positions, layers)
+
+    def _forward(self, tokens: Sequence[Array], positions: Sequence[Array], layers: tuple[int, ...]) -> Forward:
+        padded = torch.zeros(len(tokens), max(map(len, tokens)) + 1, dtype=torch.long)
+        for i, sequence in enumerate(tokens):
+            padded[i, : len(sequence)] = torch.as_tensor(sequence)
+        states = self.layers_of(padded)
+        blocks = resolve_layers(layers, len(states), self.name)
+        who = torch.cat([torch.full((len(p),), i) for i, p in enumerate(positions)])
+        where = torch.from_numpy(np.concatenate(positions)).long()
+        return Forward(states[-1][who, where - 1], self.head, {key: states[block - 1][who, where] for key, block in blocks.items()})
+
+    @torch.no_grad()
+    def read(self, contexts: Sequence[Rollout], want: Want) -> Answer:
+        self.calls["read"] += 1
+        f = self._forward([c.tokens for c in contexts], [c.positions for c in contexts], want.layers)
+        chosen = torch.from_numpy(np.concatenate([c.decisions for c in contexts])).long()
+        dist = HeadDist(f.hidden, self.head.detach().clone(), chosen, self.vocab, states=f.states)
+        known = dist.chosen if want.chosen else None
+        gathered = None
+        if want.gather:
+            gathered = dist.at(torch.from_numpy(np.concatenate([c.columns[want.gather] for c in contexts])))
+        if want.topk and not want.dist:
+            ids = dist.top(want.topk)
+            return Answer(TopDist(ids, dist.at(ids), chosen, known, f.states), known, gathered)
+        return Answer(dist if want.dist or want.layers else None, known, gathered)
+
+    def follow(self, student: Student, step: int) -> None:
+        """A frozen reader follows nobody."""
+
+    @torch.no_grad()
+    def write(self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:
+        self.calls["write"] += 1
+        return [[self._piece(prompt, sampling, seed) for seed in some] for prompt, some in zip(prompts, seeds, strict=True)]
+
+    def _piece(self, prompt: Array, sampling: Sampling, seed: int) -> Piece:
+        uniform = np.random.Generator(np.random.Philox(key=seed % 2**64)).random(MAX_NEW)
+        tokens, behaviour, untruncated = list(prompt), list[float](), list[float]()
+        for u in uniform:
+            logits = self.layers_of(torch.tensor([tokens]))[-1][0, -1] @ self.head[: self.vocab].T
+            drawn = (logits / (sampling.temperature or 1.0)).log_softmax(-1)
+            token = int(torch.searchsorted(drawn.exp().cumsum(-1), torch.tensor(u * 0.999999)))
+            tokens.append(token)
+            behaviour.append(float(drawn[token]))
+            untruncated.append(float(logits.log_softmax(-1)[token]))
+            if token == STOP:
+                break
+        end = End.STOP if tokens[-1] == STOP else End.LENGTH
+        return Piece(np.array(tokens[len(prompt) :], np.int32), np.array(behaviour), np.array(untruncated), end)
+
+    def render(self, messages: Sequence[Message]) -> Array:
+        """One token from 2 up per character; the text needs no tokenizer."""
+        text = "".join(message["content"] for message in messages) or " "
+        return np.array([2 + ord(c) % (self.vocab - 2) for c in text], np.int32)
+
+    def decode(self, tokens: Array) -> str:
+        return " ".join(str(int(token)) for token in tokens)
+
+
+def problems(n: int) -> list[Problem]:
+    """Toy problems with everything that a method may want to know about one."""
+    return [Problem(f"toy-{i}", "ab" * (1 + i % 3), answer="2", privileged_context="hint" + "x" * i) for i in range(n)]
+
+

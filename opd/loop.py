@@ -1,0 +1,194 @@
+"""The training loop, as a list of verbs: write, grade, teach, credit, learn, follow, record.
+
+Nothing here knows a method, and no column that a method invented.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opd.errors import DataError, NonFiniteError
+from opd.method import Method
+from opd.protocols import Cast, Student, Task
+from opd.rollout import Array, End, Group, Problem, Visit
+from opd.rows import Rows
+from opd.step import Outcome, gradient, prepare, updates
+
+PATIENCE = 3  # updates in a row without a finite gradient before the run stops
+
+
+@dataclass
+class Source:
+    """An endless, seeded walk over a task's problems: every epoch its own order, every visit its own number."""
+
+    problems: Sequence[Problem]
+    seed: int
+    position: int = 0
+
+    def take(self, n: int) -> list[Visit]:
+        size = len(self.problems)
+        if not size:
+            raise DataError("the task has no training problem", expected="at least one")
+        places = range(self.position, self.position + n)
+        self.position += n
+        return [Visit(self.problems[self._order(place // size)[place % size]], place // size, self.seed) for place in places]
+
+    def _order(self, epoch: int) -> Array:
+        return np.random.Generator(np.random.Philox(key=[self.seed % 2**64, epoch])).permutation(len(self.problems))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One finished step: what was written, the table with everything known about it, and numbers about both."""
+
+    step: int
+    groups: list[Group]
+    rows: Rows
+    sequences: list[Array]
+    metrics: dict[str, float]
+
+
+class Optimizer(Protocol):
+    def step(self) -> Any: ...
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+
+@dataclass
+class Training:
+    """Everything a loop needs; a run builds it, a checkpoint restores its moving parts."""
+
+    student: Student
+    cast: Cast  # the student and everybody who is asked, by name
+    task: Task
+    method: Method
+    optimizer: Optimizer
+    rate: Callable[[int], float]  # step -> learning rate
+    source: Source
+    steps: int
+    batch: int  # problems per step
+    max_grad_norm: float = 1.0
+    micro_tokens: int = 8192
+    chunk: int = 0
+    step: int = 0  # the next one to do
+    failures: int = 0  # updates in a row whose gradient was not finite
+    on_failure: Callable[[int, Rows], str] = field(default=lambda step, rows: "")  # saves the rows, says where
+
+
+def train(training: Training) -> Iterator[Batch]:
+    """Runs to the end, giving every batch back as it is done; whoever iterates evaluates, records and saves."""
+    while training.step < training.steps:
+        yield one_step(training)
+
+
+def one_step(t: Training) -> Batch:
+    """One batch: the student writes, the teacher reads what was written, the student learns from that."""
+    clock = Clock()
+    visits = t.source.take(t.batch)
+    with clock("sample"):
+        groups = grade(t.task, t.method.sample(t.cast, visits, t.step))
+    with clock("teach"):
+        rows, sequences = prepare(groups, t.method, t.cast, t.step)
+    with clock("learn"):
+        done = [learn(t, part, sequences) for part in updates(rows, t.method.updates, t.source.seed)]
+    for name, member in t.cast.items():
+        if name != "student":
+            member.follow(t.student, t.step)
+    metrics = {"lr": t.rate(t.step), **summary(groups, rows, done), **clock.seconds}
+    batch = Batch(t.step, groups, _observed(rows, [outcome for outcome, _ in done]), sequences, metrics)
+    t.step += 1
+    return batch
+
+
+def learn(t: Training, part: Rows, sequences: Sequence[Array]) -> tuple[Outcome, float]:
+    """One optimizer step on one part of the batch; a gradient that is not finite is not taken."""
+    t.optimizer.zero_grad(set_to_none=True)
+    outcome = gradient(t.student, part, sequences, t.method, t.micro_tokens, t.chunk)
+    parameters = [p for group in t.optimizer.param_groups for p in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, t.max_grad_norm or float("inf")))
+    if not np.isfinite(outcome.loss + norm):
+        refuse(t, part, outcome.loss, norm)
+        return outcome, norm
+    t.failures = 0
+    for group in t.optimizer.param_groups:
+        group["lr"] = t.rate(t.step) * group.get("rate", 1.0)
+    t.optimizer.step()
+    return outcome, norm
+
+
+def refuse(t: Training, part: Rows, loss: float, norm: float) -> None:
+    """Counts a failure, saves its rows, and stops the run at the third in a row."""
+    t.failures += 1
+    where = t.on_failure(t.step, part)
+    if t.failures >= PATIENCE:
+        raise NonFiniteError(
+            f"{t.failures} updates in a row had no finite gradient, the last at step {t.step}",
+            got=f"loss {loss}, gradient norm {norm}",
+            remedy=f"Look at the rows in {where}: a teacher that gives -inf or nan, or a learning rate that is too high",
+        )
+
+
+def grade(task: Task, groups: Iterable[Group]) -> list[Group]:
+    """The groups with a reward on every rollout that has none; nan where the task can't tell."""
+    def one(group: Group) -> Group:
+        graded = tuple(
+            r if "reward" in r.tags else r.tagged(reward=_reward(task, group.problem, r.text)) for r in group.rollouts
+        )
+        return replace(group, rollouts=graded)
+
+    return [one(group) for group in groups]
+
+
+def _reward(task: Task, problem: Problem, text: str) -> float:
+    reward = task.grade(problem, text)
+    return float("nan") if reward is None else float(reward)
+
+
+def summary(groups: Sequence[Group], rows: Rows, done: Sequence[tuple[Outcome, float]]) -> dict[str, float]:
+    """Numbers about a batch; a mean over nothing is left out, never a zero."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    outcomes = [outcome for outcome, _ in done]
+    rewards = np.array([rollout.tags["reward"] for rollout in rollouts])
+    numbers = {
+        "loss": float(np.mean([outcome.loss for outcome in outcomes])),
+        "grad_norm": float(np.mean([norm for _, norm in done])),
+        "tokens": float(sum(rollout.n for rollout in rollouts)),
+        "length": float(np.mean([rollout.n for rollout in rollouts])),
+        "truncated": float(np.mean([rollout.end == End.LENGTH for rollout in rollouts])),
+        "kept": float(rows["keep"].double().mean()),
+        "refused": float(sum(not np.isfinite(outcome.loss + norm) for outcome, norm in done)),
+    }
+    if len(outcomes[0].losses) > 1:
+        numbers |= {f"loss.{name}": float(np.mean([o.losses[name] for o in outcomes])) for name in outcomes[0].losses}
+    if not np.isnan(rewards).all():
+        numbers["reward"] = float(np.nanmean(rewards))
+    means = {name: [o.observed[name].nanmean() for o in outcomes if name in o.observed] for name in outcomes[0].observed}
+    return numbers | {name: float(torch.stack(values).mean()) for name, values in means.items()}
+
+
+def _observed(rows: Rows, outcomes: Sequence[Outcome]) -> Rows:
+    """The table with what was measured in passing, when one update saw every row."""
+    whole: Mapping[str, Tensor] = {k: v for k, v in outcomes[0].observed.items() if len(v) == len(rows)}
+    return rows.plus(**whole)
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[f"seconds.{phase}"] = time.perf_counter() - start

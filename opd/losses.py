@@ -1,0 +1,115 @@
+"""What is differentiated: functions from the student's distributions and the table to one number per row.
+
+Axes: n rows of a chunk, V vocabulary, K support, D width, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opd import maths
+from opd.dist import Dist
+from opd.errors import ModelError, SettingError
+from opd.protocols import EVERY_LAYER
+from opd.rows import Rows
+
+Divergence = Callable[[Tensor, Tensor], Tensor]  # (lp, lq) [n, K] -> [n]
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """-log pi(y): learning to write what was written."""
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        return -student.chosen
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """-A pi(y) / old(y): the importance-weighted score-function surrogate; `clip` makes it PPO's.
+
+    old: `behaviour`, the distribution that really drew the token (right under top-p and temperature too), or
+    `untruncated`, the student's own log-prob when it wrote (the ratio that PPO clips).
+    """
+
+    clip: float = 0.0
+    old: str = "behaviour"
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        logp, old, advantage = student.chosen, rows[self.old], rows["advantage"]
+        if self.clip:
+            return maths.ppo_clip(logp, old, advantage, self.clip, self.clip)
+        return maths.importance_gradient(logp, old, advantage)
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """A divergence over the whole vocabulary."""
+
+    divergence: Divergence
+    teacher: str = "teacher"
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        return self.divergence(student.logprobs(), rows.dist(self.teacher).logprobs())
+
+
+@dataclass(frozen=True)
+class OnSupport:
+    """A divergence on the K best tokens of teacher or student; `outside` says what becomes of the rest.
+
+    outside: renormalise (both distributions on the support alone), tail (one more bucket), drop (forgotten).
+    """
+
+    divergence: Divergence
+    k: int
+    source: str = "teacher"
+    outside: str = "renormalise"
+    sampled: bool = False  # the decided token is always in the support
+    teacher: str = "teacher"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise SettingError("the size K of the support", got=self.k, expected="at least 1")
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        teacher = rows.dist(self.teacher)
+        ids = (teacher if self.source == "teacher" else student).top(self.k).to(rows["token"].device)
+        valid = torch.ones_like(ids, dtype=torch.bool)
+        if self.sampled:
+            ids, valid = maths.plus(ids, valid, rows["token"])
+        return self.divergence(*maths.close(maths.gather_support(student, teacher, ids, valid), self.outside))
+
+
+@dataclass(frozen=True)
+class StateDistance:
+    """(1/|L|) sum over layers of (1/D) || h_S - h_T ||^2, states after the decided token (2606.06021, Eq. 6).
+
+    layers: numbers of transformer blocks from 1, -1 for the last; (0,) for every one.
+    """
+
+    layers: tuple[int, ...] = (EVERY_LAYER,)
+    teacher: str = "teacher"
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        ours, theirs = student.inner, rows.dist(self.teacher).inner
+        if ours.keys() != theirs.keys():
+            raise ModelError(
+                "student and teacher have not the same layers",
+                got=f"student {sorted(ours)}, teacher {sorted(theirs)}",
+                remedy="Name layers that both have, for example --layers -1",
+            )
+        return torch.stack([self._distance(ours[layer], theirs[layer], layer) for layer in ours]).mean(0)
+
+    def _distance(self, ours: Tensor, theirs: Tensor, layer: int) -> Tensor:
+        if ours.shape[-1] != theirs.shape[-1]:
+            raise ModelError(
+                f"hidden states of layer {layer} have different widths",
+                got=f"student {ours.shape[-1]}, teacher {theirs.shape[-1]}",
+                expected="equal widths",
+                remedy="Take models of equal width, or a method that reads probabilities",
+            )
+        return (maths.upcast(ours) - maths.upcast(theirs.to(ours.device))).square().mean(-1)

@@ -1,0 +1,146 @@
+"""Who takes part in a run: writers write, teachers read, the student does both and learns.
+
+Axes: N rows, n rows of one context, D width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from opd.dist import Dist
+from opd.errors import ModelError
+from opd.rollout import Array, Group, Message, Piece, Problem, Rollout, Sampling, Visit
+
+EVERY_LAYER = 0
+CAPABILITIES = ("chosen", "topk", "gather", "dist", "inner", "text")
+
+
+@dataclass(frozen=True)
+class Want:
+    """What is asked of a teacher about every row: one pass answers all of it."""
+
+    chosen: bool = False  # log-prob of the decided token
+    topk: int = 0  # the K most probable tokens
+    gather: str = ""  # log-probs of the ids in this column [N, K]
+    dist: bool = False  # the whole distribution, as hidden state and head
+    layers: tuple[int, ...] = ()  # states after the decided token: blocks 1..L, -1 the last one, 0 every one
+
+    @property
+    def needs(self) -> frozenset[str]:
+        asked = {"chosen": self.chosen, "topk": self.topk, "gather": self.gather, "dist": self.dist, "inner": self.layers}
+        return frozenset(name for name, value in asked.items() if value)
+
+    def __or__(self, other: Want) -> Want:
+        """Both questions in one pass."""
+        return Want(
+            self.chosen or other.chosen,
+            max(self.topk, other.topk),
+            self.gather or other.gather,
+            self.dist or other.dist,
+            tuple(sorted({*self.layers, *other.layers})),
+        )
+
+
+def resolve_layers(asked: Sequence[int], depth: int, name: str) -> dict[int, int]:
+    """The key under which a state is given -> the block 1..L that it comes from; 0 stands for every block."""
+    if EVERY_LAYER in asked:
+        asked = range(1, depth + 1)
+    blocks = {layer: layer + depth + 1 if layer < 0 else layer for layer in asked}
+    if wrong := [layer for layer, block in blocks.items() if not 1 <= block <= depth]:
+        raise ModelError(f"{name} has no such layer", got=wrong, expected=f"1 to {depth}, -1 for the last, 0 for every one")
+    return blocks
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A teacher's answers about N rows, in the order of the contexts and of the decisions in them.
+
+    dist answers whatever was asked about probabilities (a HeadDist, TopDist or TableDist, with `inner` states);
+    chosen and gathered are narrow copies that credit may read.
+    """
+
+    dist: Dist | None = None
+    chosen: Tensor | None = None  # [N]
+    gathered: Tensor | None = None  # [N, K]
+
+
+class Teacher(Protocol):
+    """Local model, server, store, copy of the student, fake: one noun. They differ in `can`, `live` and `follow`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def can(self) -> frozenset[str]: ...
+    @property
+    def live(self) -> bool: ...  # its answers change as the student learns
+    def read(self, contexts: Sequence[Rollout], want: Want) -> Answer: ...
+    def follow(self, student: Student, step: int) -> None: ...  # after every batch
+
+
+class Writer(Protocol):
+    """The student, and every teacher that can write."""
+
+    def write(self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:
+        """For prompt i one piece per seed in seeds[i]; the prompt is computed once. Same seed, same piece."""
+        ...
+
+    def render(self, messages: Sequence[Message]) -> Array: ...  # [T] ids, ready to be continued
+    def decode(self, tokens: Array) -> str: ...
+
+
+@dataclass
+class Forward:
+    """What a differentiable pass gives; hidden, head, states and aux are all roots of ONE backward."""
+
+    hidden: Tensor  # [N, D] state from which each row's token is predicted
+    head: Tensor  # [V, D]
+    states: dict[int, Tensor] = field(default_factory=dict[int, Tensor])  # layer -> [N, D], after the row's token
+    aux: Tensor | None = None  # a scalar that belongs to no row (a router's balancing loss)
+
+
+class Student(Writer, Protocol):
+    """The model that learns."""
+
+    name: str
+    vocab: int  # real tokens; the head may be padded
+    device: torch.device
+    dtype: torch.dtype  # in which columns are kept: float32, or float64 for a float64 model
+
+    def trunk(self, tokens: Sequence[Array], positions: Sequence[Array], layers: tuple[int, ...]) -> Forward:
+        """One pass over sequences [T_i]; rows are the decided positions [n_i] of each, concatenated."""
+        ...
+
+    def read(self, contexts: Sequence[Rollout], want: Want) -> Answer: ...
+    def decode_token(self, token: int) -> str: ...  # one token as a person should see it
+    def parameters(self) -> Iterable[torch.nn.Parameter]: ...
+
+
+class Stateful(Protocol):
+    """Anything a checkpoint must hold: tensors and plain JSON values only."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Task(Protocol):
+    """Problems to learn from, others to be examined on, and a grade in [0, 1] for an answer."""
+
+    name: str
+    train: Sequence[Problem]
+    held_out: Sequence[Problem]
+
+    def grade(self, problem: Problem, text: str) -> float | None: ...  # None: this task can't tell
+
+
+Cast = Mapping[str, Any]  # who takes part, by name: "student", "teacher", ...
+
+
+class Sample(Protocol):
+    """Who writes, and where: visits of problems -> groups of rollouts."""
+
+    def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]: ...

@@ -1,0 +1,82 @@
+"""One published method per file: file name = function name = method name, found by import, with no registry.
+
+`names` and `describe` read a recipe's source without importing it, so that help and lists need no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from opd.errors import SettingError, nearest
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    kind: str  # the annotation as it is written
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a recipe's source says of itself: first sentence, paper, equation, whole docstring, parameters."""
+
+    name: str
+    summary: str
+    paper: str
+    equation: str
+    text: str
+    parameters: tuple[Parameter, ...]
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """All methods, in alphabetical order."""
+    here = resources.files("opd.recipes")
+    return tuple(sorted(f.name[:-3] for f in here.iterdir() if f.name.endswith(".py") and not f.name.startswith("_")))
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The recipe: a function from its parameters to a Method."""
+    check_name(name)
+    return getattr(importlib.import_module(f"opd.recipes.{name}"), name)
+
+
+def check_name(name: str) -> None:
+    if name not in names():
+        raise SettingError("unknown method", got=repr(name), remedy=nearest(name, names()))
+
+
+@cache
+def describe(name: str) -> Description:
+    check_name(name)
+    tree = ast.parse(resources.files("opd.recipes").joinpath(f"{name}.py").read_text(encoding="utf-8"))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    text = ast.get_docstring(tree) or ""
+    return Description(name, text.split("\n")[0], _tagged(text, "Paper"), _tagged(text, "Equation"), text, _parameters(function))
+
+
+def _tagged(text: str, tag: str) -> str:
+    """The paragraph of a docstring that starts with `tag:`."""
+    for paragraph in text.split("\n\n"):
+        if paragraph.strip().startswith(f"{tag}:"):
+            return " ".join(line.strip() for line in paragraph.strip()[len(tag) + 1 :].splitlines()).strip()
+    return ""
+
+
+def _parameters(function: ast.FunctionDef) -> tuple[Parameter, ...]:
+    """The keyword parameters; the line of help of each stands in the function's own docstring as `name: help`."""
+    lines = (ast.get_docstring(function) or "").splitlines()
+    helps = {head.strip(): rest.strip() for head, colon, rest in (line.partition(":") for line in lines) if colon}
+    pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    return tuple(
+        Parameter(a.arg, ast.unparse(a.annotation) if a.annotation else "str", ast.literal_eval(d) if d else None, helps.get(a.arg, ""))
+        for a, d in pairs
+    )

@@ -1,0 +1,49 @@
+"""Reward every token that the student wrote by how much more likely the teacher finds it: the common form of OPD.
+
+Paper: "On-Policy Distillation", Thinking Machines Lab (K. Lu, 2025); the baseline of arXiv 2603.25562, section 3.
+
+Equation: L = - mean_n A_n pi(y_n) / mu(y_n),  A_n = sum_{m>=n} gamma^(m-n) (log q(y_m) - log pi_old(y_m))
+
+The gradient at gamma 0 is that of the reverse KL at every visited state (k1, score function): a biased, low-variance
+form of the sequence's reverse KL, which is gamma 1. mu is the distribution that really drew the token.
+
+Differs: the released cookbook sums over tokens, here the token mean of 2603.25562 is the default (a factor, absorbed by
+the learning rate). `clip` adds PPO's clipping, as in 2603.25562; the cookbook clips nothing.
+"""
+
+from opd.credit import LogRatio, ReturnToGo
+from opd.losses import PolicyGradient
+from opd.means import named
+from opd.method import Ask, Method, Term, chain
+from opd.observe import student
+from opd.protocols import Want
+from opd.rollout import Sampling
+from opd.sample import OneTurn
+
+
+def sampled_token(
+    *,
+    n: int = 4,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    gamma: float = 0.0,
+    unit: str = "rows",
+    clip: float = 0.0,
+    mean: str = "token_mean",
+) -> Method:
+    """
+    n: answers per prompt
+    temperature: at which the student writes
+    top_p: nucleus from which the student writes
+    gamma: 0 credits the token alone, 1 everything that followed
+    unit: what gamma counts: rows, tokens or turns
+    clip: PPO's clip range around ratio 1; 0 for none
+    mean: token_mean, sequence_mean or sequence_sum
+    """
+    return Method(
+        sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
+        teach=(Ask("teacher", "teacher", Want(chosen=True)),),
+        credit=chain(LogRatio(), ReturnToGo(gamma, unit)),
+        terms={"advantage": Term(PolicyGradient(clip, old="untruncated" if clip else "behaviour"), named(mean))},
+        observe=(student,),
+    )

@@ -1,0 +1,32 @@
+"""Copy the teacher's own answers, the baseline that everyone compares to.
+
+Paper: sequence-level knowledge distillation, Kim and Rush, arXiv 1606.07947.
+
+Equation: L = - E_{y ~ q(.|x)} mean_n log pi(y_n | x, y_<n)
+
+Differs from the paper: answers are sampled, not found by beam search, because a sampled answer makes the expected loss
+the full forward KL on the teacher's states (up to the teacher's entropy). One trace per problem is written the first
+time and kept, as a data set would be; `fresh` writes a new one at every visit. The teacher is never asked for a
+probability.
+"""
+
+from opd.losses import CrossEntropy
+from opd.means import named
+from opd.method import Method, Term
+from opd.rollout import Sampling
+from opd.sample import OneTurn, Traces
+
+
+def sft(*, fresh: bool = False, temperature: float = 1.0, mean: str = "token_mean") -> Method:
+    """
+    fresh: a new trace at every visit instead of one fixed trace per problem
+    temperature: at which the teacher writes
+    mean: token_mean, sequence_mean or sequence_sum
+    """
+    sampling = Sampling(temperature=temperature)
+    traces = Traces(sampling)
+    return Method(
+        sample=OneTurn(1, sampling, writer="teacher") if fresh else traces,
+        terms={"copy": Term(CrossEntropy(), named(mean))},
+        state={} if fresh else {"traces": traces},
+    )

@@ -1,0 +1,354 @@
+"""A run: from settings to a folder that holds everything that was asked, done and learned, and can be continued.
+
+    RUN/run.toml             all settings as resolved, versions, git state
+        metrics.jsonl        one line per step, and one per examination
+        drafts/  rows/       marked-up answers before and after; tables of rows of some steps
+        checkpoints/step-N/  everything that moves: resume is exact
+        nonfinite/           rows of updates that were refused
+        model/               the student as a Hugging Face folder
+        summary.json         before, after, teacher
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import tomli_w
+import torch
+from safetensors.torch import save_file
+
+from opd import cast as casting
+from opd.checkpoint import checkpoints, forget_old, load_state, save_state, write_folder, write_text
+from opd.drafts import drafts
+from opd.errors import ModelError, SettingError
+from opd.evaluate import Evaluation, evaluate
+from opd.loop import Batch, Source, Training, train
+from opd.method import Method
+from opd.protocols import Task, Teacher
+from opd.rows import Rows
+from opd.settings import Settings, read_toml
+from opd.tasks import load_task
+from opd.teach import check_capabilities
+
+
+class Stopped(Exception):
+    """The run was asked to stop; a checkpoint was written and it can be resumed."""
+
+
+class Watch(Protocol):
+    """Whoever looks on: a display, a logger."""
+
+    def started(self, run: Run) -> None: ...
+    def phase(self, name: str, done: int, total: int) -> None: ...
+    def stepped(self, metrics: dict[str, Any]) -> None: ...
+    def examined(self, metrics: dict[str, Any]) -> None: ...
+    def finished(self, summary: dict[str, Any] | None) -> None: ...
+
+
+@dataclass
+class Run:
+    """One student learning by one method. `Run.new(settings).train()` is the whole program."""
+
+    settings: Settings
+    folder: Path
+    training: Training
+    resumed: bool = False
+    watches: list[Watch] = field(default_factory=list[Watch])
+    stopping: bool = False
+
+    @classmethod
+    def new(cls, settings: Settings, *watches: Watch) -> Run:
+        """A fresh run; its folder must not exist yet."""
+        folder = settings.folder
+        if folder.exists() and any(folder.iterdir()):
+            raise SettingError(
+                f"the run folder {folder} exists",
+                expected="a new folder",
+                remedy=f"Choose another with --out, or continue it: opd train --resume {folder}",
+            )
+        run = cls(settings, folder, build(settings), watches=list(watches))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "run.toml", tomli_w.dumps(resolved(settings)))
+        return run
+
+    @classmethod
+    def resume(cls, folder: str | Path, *watches: Watch) -> Run:
+        """The run in a folder, exactly where its last checkpoint stands (or at its start when it has none)."""
+        path = Path(folder)
+        if not (path / "run.toml").is_file():
+            raise SettingError("nothing to resume", got=str(folder), expected="a run folder with a run.toml")
+        values = {k: v for k, v in read_toml(path / "run.toml").items() if k in Settings.model_fields}
+        settings = Settings.of(**{**values, "out": str(path)})
+        run = cls(settings, path, build(settings), resumed=True, watches=list(watches))
+        if saved := checkpoints(path / "checkpoints"):
+            run.load(saved[-1])
+        return run
+
+    @property
+    def task(self) -> Task:
+        return self.training.task
+
+    @property
+    def teacher(self) -> Teacher | None:
+        return self.training.cast.get("teacher")
+
+    def train(self) -> dict[str, Any]:
+        """Runs to the end and gives the summary; raises Stopped after Ctrl-C or SIGTERM."""
+        self.training.on_failure = self.save_refused
+        self.training.student.micro_tokens = self.settings.micro_tokens
+        for watch in self.watches:
+            watch.started(self)
+        summary = None
+        try:
+            with self.interruptible():
+                summary = self._train()
+        finally:
+            for watch in self.watches:
+                watch.finished(summary)
+        return summary
+
+    def _train(self) -> dict[str, Any]:
+        before = self.examined_before()
+        self.truncate_metrics()
+        for batch in train(self.training):
+            self.record(batch)
+            done = batch.step + 1
+            last = done == self.settings.steps
+            if not last and self.due(self.settings.eval_every, done):
+                self.examine(done)
+            if last or self.stopping or self.due(self.settings.checkpoint_every, done):
+                self.save()
+            if self.stopping and not last:
+                raise Stopped
+        return self.conclude(before)
+
+    @staticmethod
+    def due(every: int, done: int) -> bool:
+        return bool(every) and done % every == 0
+
+    def examined_before(self) -> dict[str, Any]:
+        """The examination of the untaught student and of the teacher, made once."""
+        file = self.folder / "before.json"
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+        result = {"student": self.evaluation("student before", self.training.student).to_json(), "teacher": self.teacher_result()}
+        self.save_drafts(0)
+        write_text(file, json.dumps(result))
+        self.append({"step": 0, **{f"eval.{k}": v for k, v in result["student"].items()}})
+        return result
+
+    def teacher_result(self) -> dict[str, Any] | None:
+        writes = self.teacher is not None and "text" in self.teacher.can and not self.settings_teacher.startswith("self")
+        return self.evaluation("teacher", self.teacher).to_json() if writes else None
+
+    @property
+    def settings_teacher(self) -> str:
+        return self.settings.teacher or self.training.method.casting.get("teacher", "")
+
+    def evaluation(self, name: str, writer: Any) -> Evaluation:
+        problems = self.task.held_out[: self.settings.eval_problems]
+
+        def progress(done: int, total: int) -> None:
+            for watch in self.watches:
+                watch.phase(f"examining {name}", done, total)
+            if self.stopping:
+                raise Stopped
+
+        teacher = self.teacher if writer is self.training.student else None
+        return evaluate(
+            writer, self.task, problems, samples=self.settings.eval_samples, max_new=self.settings.max_new,
+            seed=self.settings.seed, teacher=teacher, progress=progress,
+        )  # fmt: skip
+
+    def examine(self, step: int) -> dict[str, Any]:
+        result = self.evaluation("student", self.training.student).to_json()
+        line = {"step": step, **{f"eval.{k}": v for k, v in result.items()}}
+        self.append(line)
+        for watch in self.watches:
+            watch.examined(line)
+        return result
+
+    def conclude(self, before: dict[str, Any]) -> dict[str, Any]:
+        """The last examination, drafts, the model as a Hugging Face folder, and the summary."""
+        file = self.folder / "summary.json"
+        after = self.examine(self.settings.steps)
+        self.save_drafts(self.settings.steps)
+        write_folder(self.folder / "model", self.training.student.save)
+        lines = [line for line in read_metrics(self.folder) if "loss" in line]
+        spent = {k: sum(line.get(k, 0.0) for line in lines) for k in ("seconds.sample", "seconds.teach", "seconds.learn", "tokens")}
+        summary = {
+            "method": self.settings.method,
+            "steps": self.settings.steps,
+            "student_before": before["student"],
+            "student_after": after,
+            "teacher": before["teacher"],
+            "seconds": spent["seconds.sample"] + spent["seconds.teach"] + spent["seconds.learn"],
+            **spent,
+        }
+        write_text(file, json.dumps(summary, indent=1))
+        return summary
+
+    def record(self, batch: Batch) -> None:
+        self.append({"step": batch.step, **batch.metrics})
+        every, last = self.settings.rows_every, self.settings.steps - 1
+        if batch.step in (0, last) or self.due(every, batch.step):
+            self.save_rows("rows", batch.step, batch.rows)
+        for watch in self.watches:
+            watch.stepped({"step": batch.step, **batch.metrics})
+
+    def append(self, line: dict[str, Any]) -> None:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def truncate_metrics(self) -> None:
+        """Forgets lines of steps that will be done again."""
+        if self.resumed and (self.folder / "metrics.jsonl").is_file():
+            kept = [line for line in read_metrics(self.folder) if line["step"] < self.training.step or "loss" not in line]
+            kept = [line for line in kept if "loss" in line or line["step"] <= self.training.step]
+            write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def save_rows(self, where: str, step: int, rows: Rows) -> Path:
+        file = self.folder / where / f"step-{step:06d}.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        save_file({k: v.cpu().contiguous() for k, v in rows.narrow().items()}, file, {"step": str(step)})
+        return file
+
+    def save_refused(self, step: int, rows: Rows) -> str:
+        return str(self.save_rows("nonfinite", step, rows))
+
+    def save_drafts(self, step: int) -> None:
+        if self.teacher is None or not self.settings.drafts or not self.teacher.can & {"chosen"}:
+            return
+        problems = self.task.held_out[: self.settings.drafts]
+        marked = drafts(self.training.student, self.teacher, self.task, problems, self.settings.max_new, self.settings.seed)
+        (self.folder / "drafts").mkdir(exist_ok=True)
+        write_text(self.folder / "drafts" / f"step-{step:06d}.json", json.dumps({"step": step, "drafts": marked}))
+
+    def save(self) -> None:
+        """A checkpoint of everything that moves."""
+        t = self.training
+
+        def fill(folder: Path) -> None:
+            save_state(folder, "student", t.student.state_dict())
+            save_state(folder, "optimizer", t.optimizer.state_dict())
+            save_state(folder, "teachers", {n: m.state_dict() for n, m in t.cast.items() if n != "student" and hasattr(m, "state_dict")})
+            save_state(folder, "method", {name: part.state_dict() for name, part in t.method.state.items()})
+            moving = {"step": t.step, "position": t.source.position, "failures": t.failures}
+            (folder / "moving.json").write_text(json.dumps(moving), encoding="utf-8")
+
+        write_folder(self.folder / "checkpoints" / f"step-{t.step:06d}", fill)
+        forget_old(self.folder / "checkpoints", self.settings.keep_checkpoints)
+
+    def load(self, folder: Path) -> None:
+        t = self.training
+        try:
+            moving = json.loads((folder / "moving.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ModelError(f"checkpoint {folder} cannot be read", got=str(error)) from error
+        t.student.load_state_dict(load_state(folder, "student"))
+        t.optimizer.load_state_dict(load_state(folder, "optimizer"))
+        for name, state in load_state(folder, "teachers").items():
+            t.cast[name].load_state_dict(state)
+        for name, state in load_state(folder, "method").items():
+            t.method.state[name].load_state_dict(state)
+        t.step, t.source.position, t.failures = moving["step"], moving["position"], moving["failures"]
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM let the step finish, save and stop; a second Ctrl-C stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: object) -> None:
+            if self.stopping:
+                raise KeyboardInterrupt
+            self.stopping = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def build(settings: Settings) -> Training:
+    """Models, task, method and optimizer; whatever cannot be stops here, before step 1."""
+    method: Method = settings.build_method()
+    task = load_task(settings.task)
+    cast = casting.build(settings, method)
+    student = cast["student"]
+    check_capabilities(method, cast)
+    check_support(method, student.vocab)
+    parameters = [{"params": list(student.parameters())}]
+    own = [p for term in method.terms.values() if isinstance(term.loss, torch.nn.Module) for p in term.loss.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters + ([{"params": own}] if own else []), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+    )
+    return Training(
+        student, cast, task, method, optimizer, settings.rate, Source(task.train, settings.seed), settings.steps, settings.batch,
+        settings.max_grad_norm, settings.micro_tokens, settings.chunk,
+    )  # fmt: skip
+
+
+def check_support(method: Method, vocab: int) -> None:
+    if method.support > vocab:
+        raise SettingError("the support is larger than the vocabulary", got=f"k={method.support}", expected=f"at most {vocab}")
+
+
+def resolved(settings: Settings) -> dict[str, Any]:
+    """All settings, every parameter of the method with its value, and what the run was made with."""
+    import inspect
+
+    from opd import recipes
+
+    defaults = {name: p.default for name, p in inspect.signature(recipes.load(settings.method)).parameters.items()}
+    values = settings.model_dump(mode="json") | {"out": str(settings.folder), "parameters": {**defaults, **settings.parameters}}
+    packages = ("opd", "torch", "transformers", "numpy", "safetensors")
+    versions = {name: metadata.version(name) for name in packages if _installed(name)}
+    return {**values, "versions": {"python": platform.python_version(), **versions}, "git": git_state()}
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the folder that the run was started in, and whether files differed from it."""
+    if not shutil.which("git"):
+        return {}
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+
+    commit = ask("rev-parse", "HEAD")
+    return {"commit": commit, "changed": bool(ask("status", "--porcelain"))} if commit else {}
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that was cut by a kill is left out."""
+    lines = list[dict[str, Any]]()
+    for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+

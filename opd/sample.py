@@ -1,0 +1,117 @@
+"""Who writes the sequence: the student, the teacher, or one of them by a coin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from opd.errors import SettingError
+from opd.protocols import Cast, Sample, Writer
+from opd.rollout import STUDENT, TEACHER, End, Group, Piece, Sampling, Visit, continued
+
+
+@dataclass(frozen=True)
+class OneTurn:
+    """`n` answers of one writer to every prompt. The prompt is built once, by the student, for whoever writes or reads."""
+
+    n: int = 1
+    sampling: Sampling = Sampling()
+    writer: str = "student"
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise SettingError("samples per prompt n", got=self.n, expected="at least 1")
+
+    def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
+        student: Writer = cast["student"]
+        prompts = [student.render(visit.problem.messages) for visit in visits]
+        seeds = [[visit.seed(sample) for sample in range(self.n)] for visit in visits]
+        pieces = cast[self.writer].write(prompts, self.sampling, seeds)
+        return [
+            self._group(student, visit, prompt, written) for visit, prompt, written in zip(visits, prompts, pieces, strict=True)
+        ]
+
+    def _group(self, student: Writer, visit: Visit, prompt: Any, pieces: Sequence[Piece]) -> Group:
+        author = STUDENT if self.writer == "student" else TEACHER
+        rollouts = tuple(
+            continued(prompt, piece, visit.problem, self.sampling, author, student.decode(piece.tokens)) for piece in pieces
+        )
+        return Group(visit.problem, rollouts, student.render)
+
+
+@dataclass(frozen=True)
+class Coin:
+    """One coin per batch: with probability `p` the batch comes from `heads`, else from `tails` (GKD, 2306.13649, Alg. 1)."""
+
+    p: float
+    heads: Sample
+    tails: Sample
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise SettingError("the share of student-written batches (lam)", got=self.p, expected="a number in [0, 1]")
+
+    def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
+        run = visits[0].run_seed if visits else 0
+        coin = np.random.Generator(np.random.Philox(key=[run % 2**64, step])).random()
+        return (self.heads if coin < self.p else self.tails)(cast, visits, step)
+
+
+@dataclass
+class Traces:
+    """One fixed trace per problem, written by the teacher the first time that the problem is met.
+
+    This is the data set of off-policy distillation. It is a state: a resumed run must learn from the same traces.
+    """
+
+    sampling: Sampling = Sampling()
+    writer: str = "teacher"
+    written: dict[str, Piece] = field(default_factory=dict[str, Piece])
+
+    def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
+        missing = list({v.problem.id: v for v in visits if v.problem.id not in self.written}.values())
+        if missing:
+            first = [Visit(visit.problem, 0, visit.run_seed) for visit in missing]
+            for group in OneTurn(1, self.sampling, self.writer)(cast, first, step):
+                self._keep(group)
+        return [self._group(cast["student"], visit) for visit in visits]
+
+    def _keep(self, group: Group) -> None:
+        (rollout,) = group.rollouts
+        self.written[group.problem.id] = Piece(
+            rollout.decisions, rollout.columns["behaviour"], rollout.columns["untruncated"], rollout.end
+        )
+
+    def _group(self, student: Writer, visit: Visit) -> Group:
+        piece = self.written[visit.problem.id]
+        prompt = student.render(visit.problem.messages)
+        text = student.decode(piece.tokens)
+        rollout = continued(prompt, piece, visit.problem, self.sampling, TEACHER, text)
+        return Group(visit.problem, (rollout,), student.render)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            name: {
+                "tokens": piece.tokens.tolist(),
+                "behaviour": piece.behaviour.tolist(),
+                "untruncated": piece.untruncated.tolist(),
+                "end": str(piece.end),
+                "dtype": str(piece.behaviour.dtype),
+            }
+            for name, piece in self.written.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.written = {
+            name: Piece(
+                np.asarray(piece["tokens"], np.int32),
+                np.asarray(piece["behaviour"], piece["dtype"]),
+                np.asarray(piece["untruncated"], piece["dtype"]),
+                End(piece["end"]),
+            )
+            for name, piece in state.items()
+        }

@@ -1,0 +1,131 @@
+"""All choices of a run in one typed place: given on the command line, in TOML or in Python, and written down resolved."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from opd import recipes
+from opd.errors import SettingError, nearest
+from opd.method import Method
+
+
+class Settings(BaseModel):
+    """What to run. Parameters of the method stand under `parameters` (in TOML: the table [parameters])."""
+
+    model_config = ConfigDict(extra="forbid", strict=False, validate_default=True)
+
+    method: str = Field(description="the recipe, see 'opd list'")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="of the recipe, see 'opd show METHOD'")
+    student: str = Field("embedded:student", description="model folder or hub name, or embedded:student")
+    teacher: str = Field("", description="model folder or hub name; self:live, self:frozen, self:ema=D, self:every=K")
+    task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE or reasoning_gym:NAME")
+    out: str = Field("", description="run folder; default runs/METHOD-TASK-SEED")
+    steps: int = Field(100, ge=0, description="batches to learn from")
+    batch: int = Field(16, ge=1, description="problems per step")
+    max_new: int = Field(256, ge=1, description="tokens of an answer at most")
+    seed: int = Field(0, ge=0, description="fixes everything on a CPU")
+    lr: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="of the learning rate")
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    floor: float = Field(0.1, ge=0, le=1, description="share of the learning rate at the end of linear and cosine")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is cut to this; 0 for no cut")
+    lora: int = Field(0, ge=0, description="rank of LoRA adapters; 0 trains every weight")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field("auto", description="of the student")
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field("auto", description="of the teacher")
+    device: str = Field("auto", description="cpu, cuda, cuda:1 ...")
+    teacher_device: str = Field("auto", description="where the teacher sits; auto: with the student")
+    gradient_checkpointing: bool = Field(False, description="less memory, one more forward")
+    micro_tokens: int = Field(8192, ge=1, description="padded tokens in one forward and backward at most")
+    chunk: int = Field(0, ge=0, description="rows of logits at a time; 0 chooses by the vocabulary")
+    eval_every: int = Field(0, ge=0, description="steps between examinations on held-out problems; 0: only first and last")
+    eval_problems: int = Field(256, ge=1, description="held-out problems of an examination")
+    eval_samples: int = Field(1, ge=1, description="sampled answers per held-out problem")
+    checkpoint_every: int = Field(50, ge=0, description="steps between checkpoints; 0: only when stopped")
+    keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are deleted")
+    rows_every: int = Field(0, ge=0, description="steps between saved tables of rows; 0: first and last")
+    drafts: int = Field(48, ge=0, description="held-out answers that the page shows marked up, before and after")
+    logger: Literal["none", "wandb", "trackio", "tensorboard"] = Field("none", description="beside metrics.jsonl")
+    trust_remote_code: bool = Field(False, description="allow code from a model folder to run")
+
+    @classmethod
+    def of(cls, **values: Any) -> Settings:
+        """Checked settings; every mistake is one sentence with got, expected and remedy."""
+        for name in values:
+            if name not in cls.model_fields:
+                raise SettingError("unknown setting", got=repr(name), remedy=nearest(name, cls.model_fields))
+        try:
+            settings = cls(**values)
+        except ValidationError as error:
+            raise _sentence(error, "setting") from None
+        settings.parameters = checked_parameters(settings.method, settings.parameters)
+        return settings
+
+    @classmethod
+    def read(cls, file: str | Path, **overrides: Any) -> Settings:
+        """Settings from a TOML file, with whatever is given beside it on top."""
+        values = read_toml(file)
+        parameters = {**values.pop("parameters", {}), **overrides.pop("parameters", {})}
+        return cls.of(**{**values, **overrides, "parameters": parameters})
+
+    @property
+    def folder(self) -> Path:
+        task = self.task.split(",")[0].replace(":", "-").replace("/", "-")
+        return Path(self.out or f"runs/{self.method}-{Path(task).name}-{self.seed}")
+
+    def build_method(self) -> Method:
+        return recipes.load(self.method)(**self.parameters)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: a linear warm-up, then constant, linear or cosine down to floor * lr."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        done = step / max(self.steps, 1)
+        shape = {"constant": 1.0, "linear": 1 - (1 - self.floor) * done, "cosine": self.floor + (1 - self.floor) * _cosine(done)}
+        return self.lr * warm * shape[self.schedule]
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def read_toml(file: str | Path) -> dict[str, Any]:
+    path = Path(file)
+    if not path.is_file():
+        raise SettingError("no such settings file", got=str(path), expected="a TOML file")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} is not TOML", got=str(error)) from None
+
+
+def checked_parameters(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that were given, brought to the types of the recipe's signature."""
+    recipe = recipes.load(method)
+    known = inspect.signature(recipe).parameters
+    hints = typing.get_type_hints(recipe)
+    for name in given:
+        if name not in known:
+            raise SettingError(f"unknown parameter of {method}", got=repr(name), remedy=nearest(name, known))
+    checked: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            checked[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            raise _sentence(error, f"parameter {name!r} of {method}") from None
+    recipe(**checked)  # a recipe says itself which values cannot be
+    return checked
+
+
+def _sentence(error: ValidationError, what: str) -> SettingError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return SettingError(f"{what} {name!r}" if name else what, got=repr(first["input"]), expected=message.removeprefix("input should be "))

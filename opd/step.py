@@ -1,0 +1,200 @@
+"""The equation and nothing else: weights over one whole update, then a partition of one sum into passes and chunks.
+
+    loss = sum over terms, sum over rows of  weight[term, n] * loss[term](student[n], row[n])
+
+The result does not depend on the partition. Axes: N rows of an update, n rows of a chunk, T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opd.dist import GradBuffer, HeadDist
+from opd.errors import MethodError
+from opd.method import Method, Term, Updates
+from opd.protocols import Cast, Forward, Student
+from opd.rollout import Array, Group
+from opd.rows import Rows, flatten
+from opd.teach import teach
+
+CHUNK_ELEMENTS = 2**22  # logits per chunk [n, V]: small enough to stay near the processor's caches
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward and backward: sequences cut after their last live row, and the table's numbers of those rows."""
+
+    tokens: list[Array]
+    positions: list[Array]
+    rows: Tensor  # [n] in the order of tokens, then positions
+
+
+@dataclass
+class Outcome:
+    """What one update gave: the loss per term, and measurements per row (nan where a row was not live)."""
+
+    losses: dict[str, float]
+    live: int
+    observed: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    passes: int = 0
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses.values())
+
+
+def prepare(groups: Sequence[Group], method: Method, cast: Cast, step: int) -> tuple[Rows, list[Array]]:
+    """The table of a batch with evidence and credit, and the tokens [T] of each of its sequences."""
+    student: Student = cast["student"]
+    with torch.no_grad():
+        rows = Rows.of(groups, step, student.device, student.dtype)
+        rows = method.credit(teach(method.teach, groups, rows, cast))
+    return rows, [rollout.tokens for rollout, _ in flatten(groups)]
+
+
+def updates(rows: Rows, how: Updates, seed: int) -> Iterator[Rows]:
+    """One table per optimizer step: epochs x parts, split by group so that a group is never torn."""
+    if how.parts == 1:
+        yield from (rows for _ in range(how.epochs))
+        return
+    groups = torch.unique(rows["group"]).cpu().numpy()
+    for epoch in range(how.epochs):
+        order = np.random.Generator(np.random.Philox(key=[seed % 2**64, rows.step * 1000 + epoch])).permutation(groups)
+        for part in np.array_split(order, how.parts):
+            if len(part):
+                yield rows.index(torch.isin(rows["group"], torch.as_tensor(part, device=rows["group"].device)))
+
+
+def gradient(
+    student: Student, rows: Rows, sequences: Sequence[Array], method: Method, micro_tokens: int = 8192, chunk: int = 0
+) -> Outcome:
+    """Adds the gradient of one update to the parameters' .grad.
+
+    micro_tokens bounds the padded tokens of a pass; chunk the rows of a piece of logits (0: by the vocabulary's size).
+    """
+    weights = {name: _weights(name, term, rows) for name, term in method.terms.items()}
+    live = torch.stack(list(weights.values())).ne(0).any(0)
+    outcome = Outcome({name: 0.0 for name in weights}, int(live.sum()))
+    for batch in plan(rows, live, sequences, micro_tokens, bool(method.layers)):
+        _backward(student, batch, rows, method, weights, chunk or max(16, CHUNK_ELEMENTS // student.vocab), outcome)
+        outcome.passes += 1
+    return outcome
+
+
+def _weights(name: str, term: Term, rows: Rows) -> Tensor:
+    """[N] final weights of one term over the whole update; a row that is not kept has none."""
+    kept = rows[term.rows]
+    weights = term.mean(rows.plus(keep=kept)) * term.scaled(rows.step)
+    if not bool(torch.isfinite(weights[kept]).all()):
+        raise MethodError(f"the mean of term {name!r} gave weights that are not numbers")
+    return torch.where(kept, weights, 0.0).to(torch.float64)
+
+
+def plan(rows: Rows, live: Tensor, sequences: Sequence[Array], micro_tokens: int, after: bool) -> list[MicroBatch]:
+    """Live rows only, every sequence cut after its last one, sequences of like length together.
+
+    after: the state after the last token is needed too (hidden-state losses), not only the one that predicts it.
+    """
+    numbers = live.nonzero().squeeze(-1).cpu().numpy()
+    owner = rows["sequence"].cpu().numpy()[numbers]
+    position = rows["position"].cpu().numpy()[numbers]
+    order = np.lexsort((position, owner))
+    numbers, owner, position = numbers[order], owner[order], position[order]
+    starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]]) if len(owner) else np.array([], int)
+    ends = np.r_[starts[1:], len(owner)]
+    cuts = position[ends - 1] + int(after) if len(starts) else np.array([], int)
+    batches: list[MicroBatch] = []
+    pile: list[int] = []
+    for i in np.argsort(-cuts, kind="stable"):
+        if pile and (len(pile) + 1) * cuts[pile[0]] > micro_tokens:
+            batches.append(_micro_batch(pile, starts, ends, cuts, numbers, owner, position, sequences, live))
+            pile = []
+        pile.append(int(i))
+    if pile:
+        batches.append(_micro_batch(pile, starts, ends, cuts, numbers, owner, position, sequences, live))
+    return batches
+
+
+def _micro_batch(
+    pile: Sequence[int], starts: Array, ends: Array, cuts: Array, numbers: Array, owner: Array, position: Array,
+    sequences: Sequence[Array], live: Tensor,
+) -> MicroBatch:  # fmt: skip
+    rows = np.concatenate([numbers[starts[i] : ends[i]] for i in pile])
+    return MicroBatch(
+        [sequences[owner[starts[i]]][: cuts[i]] for i in pile],
+        [position[starts[i] : ends[i]] for i in pile],
+        torch.from_numpy(rows).to(live.device),
+    )
+
+
+def _backward(
+    student: Student, batch: MicroBatch, rows: Rows, method: Method, weights: dict[str, Tensor], chunk: int, outcome: Outcome
+) -> None:
+    """One pass: chunks see detached leaves, their gradients are gathered, and one backward starts from all roots."""
+    forward = student.trunk(batch.tokens, batch.positions, method.layers)
+    hidden = torch.zeros_like(forward.hidden)
+    states = {layer: torch.zeros_like(state) for layer, state in forward.states.items()}
+    head = GradBuffer(forward.head)
+    part = rows.index(batch.rows)
+    weight = {name: w[batch.rows] for name, w in weights.items()}
+    for start in range(0, len(batch.rows), chunk):
+        here = slice(start, min(start + chunk, len(batch.rows)))
+        dist = _leaves(forward, part["token"], head, student.vocab, here)
+        slices = part.index(torch.arange(here.start, here.stop, device=batch.rows.device))
+        total = _chunk_loss(dist, slices, method, {name: w[here] for name, w in weight.items()}, outcome)
+        if total.requires_grad:
+            total.backward()
+        _observe(dist, slices, method, batch.rows[here], len(rows), outcome)
+        _collect(dist, hidden, states, here)
+    roots = [forward.hidden, forward.head, *forward.states.values()]
+    grads = [hidden, head.gradient(), *states.values()]
+    if forward.aux is not None:
+        roots, grads = [*roots, forward.aux], [*grads, torch.ones_like(forward.aux)]
+    pairs = [(root, grad) for root, grad in zip(roots, grads, strict=True) if root.requires_grad and grad is not None]
+    torch.autograd.backward([root for root, _ in pairs], [grad for _, grad in pairs])
+
+
+def _leaves(forward: Forward, tokens: Tensor, head: GradBuffer, vocab: int, here: slice) -> HeadDist:
+    """The student's distributions of one chunk on leaves of their own: a slice of one big leaf costs quadratic time."""
+    states = {layer: state[here].detach().requires_grad_() for layer, state in forward.states.items()}
+    hidden = forward.hidden[here].detach().requires_grad_()
+    return HeadDist(hidden, forward.head.detach(), tokens[here], vocab, states=states, grad_head=head)
+
+
+def _chunk_loss(dist: HeadDist, rows: Rows, method: Method, weights: dict[str, Tensor], outcome: Outcome) -> Tensor:
+    """Sum over terms and rows of weight * loss; a row without weight never reaches a loss, where a nan would spread."""
+    total = torch.zeros((), dtype=torch.float64, device=dist.tokens.device)
+    for name, term in method.terms.items():
+        weight = weights[name]
+        live = weight.ne(0)
+        if not bool(live.any()):
+            continue
+        everything = bool(live.all())
+        one = (dist, rows) if everything else (dist.index(live.nonzero().squeeze(-1)), rows.index(live))
+        loss = term.loss(*one)
+        weighted = (loss * (weight if everything else weight[live]).to(loss.dtype)).sum()
+        outcome.losses[name] += float(weighted.detach())
+        total = total + weighted
+    return total
+
+
+def _observe(dist: HeadDist, rows: Rows, method: Method, numbers: Tensor, n: int, outcome: Outcome) -> None:
+    with torch.no_grad():
+        seen = dist.detached()
+        for observe in method.observe:
+            for name, values in observe(seen, rows).items():
+                column = outcome.observed.setdefault(name, values.new_full((n,), torch.nan))
+                column[numbers] = values
+
+
+def _collect(dist: HeadDist, hidden: Tensor, states: dict[int, Tensor], here: slice) -> None:
+    if dist.hidden.grad is not None:
+        hidden[here] = dist.hidden.grad
+    for layer, state in dist.states.items():
+        if state.grad is not None:
+            states[layer][here] = state.grad

@@ -1,0 +1,35 @@
+"""What the reader is shown: the same decisions, after a prompt that may say more than the writer knew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+
+from opd.errors import DataError
+from opd.rollout import Group, Message, Rollout
+
+
+def template(name: str) -> str:
+    """A prompt template that lies beside the recipes as a text file; {prompt} and {context} are filled in."""
+    return resources.files("opd.recipes").joinpath(f"{name}.txt").read_text(encoding="utf-8").rstrip("\n")
+
+
+@dataclass(frozen=True)
+class Privileged:
+    """The reader also sees the problem's privileged context, set into the last user message by `template`."""
+
+    template: str
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
+        context = group.problem.privileged_context
+        if context is None:
+            raise DataError(
+                f"problem {group.problem.id} has no privileged context, and this method shows it to the teacher",
+                remedy="Give the task a column 'privileged_context'",
+            )
+        return [rollout.reworded(group.render(self.reworded(group.problem.messages, context)))]
+
+    def reworded(self, messages: tuple[Message, ...], context: str) -> tuple[Message, ...]:
+        last = max(number for number, message in enumerate(messages) if message["role"] == "user")
+        told = self.template.replace("{context}", context).replace("{prompt}", messages[last]["content"])
+        return (*messages[:last], {**messages[last], "content": told}, *messages[last + 1 :])
