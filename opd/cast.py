@@ -18,7 +18,9 @@ def build(settings: Settings, method: Method) -> dict[str, Any]:
 
     spec = settings.teacher or method.casting.get("teacher", "")
     if not spec:
-        raise SettingError(f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give a model folder, or {COPIES}")
+        raise SettingError(
+            f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give a model folder, or {COPIES}"
+        )
     student = open_model(
         located(settings.student),
         dtype=settings.dtype,

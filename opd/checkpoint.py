@@ -33,7 +33,9 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise SaveError(f"could not write {folder}", got=str(error), remedy="Free some space; what was saved before still stands") from error
+        raise SaveError(
+            f"could not write {folder}", got=str(error), remedy="Free some space; what was saved before still stands"
+        ) from error
 
 
 def write_text(file: Path, text: str) -> None:
@@ -51,7 +53,10 @@ def save_state(folder: Path, name: str, state: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     plain = _split(state, "", tensors)
     # identical storage under two names (tied weights) is refused by safetensors: every tensor is stored on its own
-    save_file({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}, folder / f"{name}.safetensors")
+    save_file(
+        {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()},
+        folder / f"{name}.safetensors",
+    )
     (folder / f"{name}.json").write_text(json.dumps(plain), encoding="utf-8")
 
 
@@ -61,7 +66,11 @@ def load_state(folder: Path, name: str) -> Any:
         tensors = load_file(folder / f"{name}.safetensors")
         plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise ModelError(f"checkpoint {folder} cannot be read", got=str(error), remedy="Delete that folder to resume from the one before") from error
+        raise ModelError(
+            f"checkpoint {folder} cannot be read",
+            got=str(error),
+            remedy="Delete that folder to resume from the one before",
+        ) from error
     return _join(plain, tensors)
 
 
@@ -96,4 +105,3 @@ def checkpoints(folder: Path) -> list[Path]:
 def forget_old(folder: Path, keep: int) -> None:
     for path in checkpoints(folder)[:-keep]:
         shutil.rmtree(path)
-

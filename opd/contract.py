@@ -48,15 +48,16 @@ class Anatomy:
 
 def toy_cast(method: Method) -> dict[str, ToyModel]:
     """A student, and a reader of its own for every role."""
-    return {"student": ToyModel(seed=1), **{who: ToyModel(seed=2, name=who) for who in {"teacher", *method.readers} - {"student"}}}
+    return {
+        "student": ToyModel(seed=1),
+        **{who: ToyModel(seed=2, name=who) for who in {"teacher", *method.readers} - {"student"}},
+    }
 
 
 def toy_groups(method: Method, cast: Cast, n: int = 6, step: int = 0) -> list[Group]:
     visits = [Visit(problem, 0, 5) for problem in problems(n)]
     groups = method.sample(cast, visits, step)
-    return [
-        replace(g, rollouts=tuple(r.tagged(reward=float(i % 2)) for i, r in enumerate(g.rollouts))) for g in groups
-    ]
+    return [replace(g, rollouts=tuple(r.tagged(reward=float(i % 2)) for i, r in enumerate(g.rollouts))) for g in groups]
 
 
 def anatomy(build: Build) -> Anatomy:
@@ -108,8 +109,12 @@ def check(build: Build) -> Iterator[tuple[str, str]]:
     size = max(float(g.abs().max()) for g in whole.values())
     _demand(np.isfinite(size) and size > 0, "the gradient is finite and not zero", size)
     yield "the gradient is finite and not zero", f"largest entry {size:.3g}"
-    yield _same("chunks of 1, 3 and 5 rows", whole, [gradients(method, student, rows, sequences, chunk=c) for c in (1, 3, 5)])
-    yield _same("passes of one and of two sequences", whole, [gradients(method, student, rows, sequences, t) for t in (1, 20)])
+    yield _same(
+        "chunks of 1, 3 and 5 rows", whole, [gradients(method, student, rows, sequences, chunk=c) for c in (1, 3, 5)]
+    )
+    yield _same(
+        "passes of one and of two sequences", whole, [gradients(method, student, rows, sequences, t) for t in (1, 20)]
+    )
     yield _same("any order of rows", whole, [gradients(method, student, rows.index(_shuffled(len(rows))), sequences)])
     yield _same("a nan in a row that is not kept", *_with_a_dropped_row(method, student, rows, sequences))
     yield "learning lowers the loss", _learns(build)
@@ -156,7 +161,7 @@ def _learns(build: Build, steps: int = 8) -> str:
             for p in student.parameters():
                 if p.grad is not None:
                     p -= 0.01 * p.grad
-    _demand(losses[-1] < losses[0], "small steps along the gradient lower the loss", f"{losses[0]:.6g} -> {losses[-1]:.6g}")
+    _demand(
+        losses[-1] < losses[0], "small steps along the gradient lower the loss", f"{losses[0]:.6g} -> {losses[-1]:.6g}"
+    )
     return f"{losses[0]:.4f} -> {losses[-1]:.4f} in {steps} steps"
-
-

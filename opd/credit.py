@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from opd import maths
-from opd.errors import SettingError
+from opd.errors import one_of, require
 from opd.rows import Rows
 
 UNITS = {"rows": "row", "tokens": "position", "turns": "turn"}
@@ -35,10 +35,8 @@ class ReturnToGo:
     unit: str = "rows"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise SettingError("the discount gamma", got=self.gamma, expected="a number in [0, 1]")
-        if self.unit not in UNITS:
-            raise SettingError("what the discount counts", got=repr(self.unit), expected=sorted(UNITS))
+        require(0 <= self.gamma <= 1, "the discount gamma", got=self.gamma, expected="a number in [0, 1]")
+        one_of("what the discount counts", self.unit, UNITS)
 
     def __call__(self, rows: Rows) -> Rows:
         if self.gamma == 0:

@@ -165,7 +165,9 @@ class TableDist:
         return TableDist(self.table[rows], self.tokens[rows], {k: v[rows] for k, v in self.states.items()})
 
     def to(self, device: torch.device) -> TableDist:
-        return TableDist(self.table.to(device), self.tokens.to(device), {k: v.to(device) for k, v in self.states.items()})
+        return TableDist(
+            self.table.to(device), self.tokens.to(device), {k: v.to(device) for k, v in self.states.items()}
+        )
 
     def tempered(self, temperature: float) -> TableDist:
         return replace(self, table=(self.table / temperature).log_softmax(-1))
@@ -206,7 +208,9 @@ class TopDist:
 
     def index(self, rows: Tensor) -> TopDist:
         known = None if self.known is None else self.known[rows]
-        return TopDist(self.ids[rows], self.values[rows], self.tokens[rows], known, {k: v[rows] for k, v in self.states.items()})
+        return TopDist(
+            self.ids[rows], self.values[rows], self.tokens[rows], known, {k: v[rows] for k, v in self.states.items()}
+        )
 
     def to(self, device: torch.device) -> TopDist:
         known = None if self.known is None else self.known.to(device)
@@ -261,5 +265,7 @@ class TopDist:
 
     def top(self, k: int) -> Tensor:
         if k > self.ids.shape[1]:
-            raise TeacherError("more top tokens were asked than the teacher gave", got=k, expected=f"at most {self.ids.shape[1]}")
+            raise TeacherError(
+                "more top tokens were asked than the teacher gave", got=k, expected=f"at most {self.ids.shape[1]}"
+            )
         return self.ids if k == self.ids.shape[1] else self.ids[:, :k]

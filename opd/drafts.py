@@ -19,7 +19,9 @@ ALTERNATIVES = 5
 
 
 @torch.no_grad()
-def drafts(student: Student, teacher: Teacher, task: Task, problems: Sequence[Problem], max_new: int, seed: int) -> list[dict[str, Any]]:
+def drafts(
+    student: Student, teacher: Teacher, task: Task, problems: Sequence[Problem], max_new: int, seed: int
+) -> list[dict[str, Any]]:
     """One sampled answer per problem, marked up: per token both log-probs, reverse KL (nats) and both top lists.
 
     A teacher that gives one number per token leaves `kl` and `top` empty. The seeds are the same before and after
@@ -57,7 +59,9 @@ def _marks(student: Student, teacher: Teacher, rollouts: Sequence[Rollout]) -> l
         rows = torch.arange(start, start + rollout.n)
         tokens = [
             {"text": student.decode_token(int(token)), "student": round(a, 4), "teacher": round(b, 4)}
-            for token, a, b in zip(rollout.decisions, ours.chosen[rows].tolist(), theirs.chosen[rows].tolist(), strict=True)
+            for token, a, b in zip(
+                rollout.decisions, ours.chosen[rows].tolist(), theirs.chosen[rows].tolist(), strict=True
+            )
         ]
         if everything and theirs.dist is not None:
             lp, lq = ours.dist.index(rows).logprobs(), theirs.dist.index(rows).logprobs().to(ours.chosen.device)

@@ -59,3 +59,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"Did you mean {close[0]!r}?" if close else f"Valid names: {', '.join(names)}."
+
+
+def require(true: bool, what: str, *, got: object, expected: object) -> None:
+    """A setting that cannot be is refused where it is first known."""
+    if not true:
+        raise SettingError(what, got=got, expected=expected)
+
+
+def one_of(what: str, name: str, names: Iterable[str]) -> None:
+    """A name out of a fixed list."""
+    if name not in (names := list(names)):
+        raise SettingError(what, got=repr(name), remedy=nearest(name, names))

@@ -39,7 +39,9 @@ class Source:
             raise DataError("the task has no training problem", expected="at least one")
         places = range(self.position, self.position + n)
         self.position += n
-        return [Visit(self.problems[self._order(place // size)[place % size]], place // size, self.seed) for place in places]
+        return [
+            Visit(self.problems[self._order(place // size)[place % size]], place // size, self.seed) for place in places
+        ]
 
     def _order(self, epoch: int) -> Array:
         return np.random.Generator(np.random.Philox(key=[self.seed % 2**64, epoch])).permutation(len(self.problems))
@@ -139,6 +141,7 @@ def refuse(t: Training, part: Rows, loss: float, norm: float) -> None:
 
 def grade(task: Task, groups: Iterable[Group]) -> list[Group]:
     """The groups with a reward on every rollout that has none; nan where the task can't tell."""
+
     def one(group: Group) -> Group:
         graded = tuple(
             r if "reward" in r.tags else r.tagged(reward=_reward(task, group.problem, r.text)) for r in group.rollouts
@@ -171,7 +174,9 @@ def summary(groups: Sequence[Group], rows: Rows, done: Sequence[tuple[Outcome, f
         numbers |= {f"loss.{name}": float(np.mean([o.losses[name] for o in outcomes])) for name in outcomes[0].losses}
     if not np.isnan(rewards).all():
         numbers["reward"] = float(np.nanmean(rewards))
-    means = {name: [o.observed[name].nanmean() for o in outcomes if name in o.observed] for name in outcomes[0].observed}
+    means = {
+        name: [o.observed[name].nanmean() for o in outcomes if name in o.observed] for name in outcomes[0].observed
+    }
     return numbers | {name: float(torch.stack(values).mean()) for name, values in means.items()}
 
 

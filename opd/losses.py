@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opd import maths
 from opd.dist import Dist
-from opd.errors import ModelError, SettingError
+from opd.errors import ModelError, one_of, require
 from opd.protocols import EVERY_LAYER
 from opd.rows import Rows
 
@@ -72,8 +72,9 @@ class OnSupport:
     teacher: str = "teacher"
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise SettingError("the size K of the support", got=self.k, expected="at least 1")
+        require(self.k >= 1, "the size K of the support", got=self.k, expected="at least 1")
+        one_of("whose best tokens are the support", self.source, ("teacher", "student"))
+        one_of("what becomes of the rest", self.outside, ("renormalise", "tail", "drop"))
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         teacher = rows.dist(self.teacher)

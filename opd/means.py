@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from opd.errors import SettingError, nearest
+from opd.errors import one_of
 from opd.rows import Rows
 
 
@@ -38,8 +38,7 @@ MEANS = {"token_mean": token_mean, "sequence_mean": sequence_mean, "sequence_sum
 
 def named(name: str) -> Callable[[Rows], Tensor]:
     """The mean with this name."""
-    if name not in MEANS:
-        raise SettingError("mean", got=repr(name), remedy=nearest(name, MEANS))
+    one_of("mean", name, MEANS)
     return MEANS[name]
 
 
@@ -50,4 +49,6 @@ def _kept(rows: Rows) -> Tensor:
 def _per_sequence(rows: Rows) -> Tensor:
     """[N] kept rows in the sequence of each row."""
     _, inverse = torch.unique(rows["sequence"], return_inverse=True)
-    return torch.zeros(int(inverse.max()) + 1, dtype=torch.float64, device=inverse.device).scatter_add(0, inverse, _kept(rows))[inverse]
+    return torch.zeros(int(inverse.max()) + 1, dtype=torch.float64, device=inverse.device).scatter_add(
+        0, inverse, _kept(rows)
+    )[inverse]

@@ -1,6 +1,6 @@
 """A method says five things: who writes, who reads, how answers become credit, what is differentiated, what is averaged.
 
-    loss = sum over terms, sum over rows of  weight[term, n] * loss[term](student[n], row[n])
+loss = sum over terms, sum over rows of  weight[term, n] * loss[term](student[n], row[n])
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class Updates:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.parts < 1:
-            raise MethodError("updates of a batch", got=f"epochs={self.epochs}, parts={self.parts}", expected="at least 1 each")
+            raise MethodError(
+                "updates of a batch", got=f"epochs={self.epochs}, parts={self.parts}", expected="at least 1 each"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

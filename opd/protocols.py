@@ -32,7 +32,13 @@ class Want:
 
     @property
     def needs(self) -> frozenset[str]:
-        asked = {"chosen": self.chosen, "topk": self.topk, "gather": self.gather, "dist": self.dist, "inner": self.layers}
+        asked = {
+            "chosen": self.chosen,
+            "topk": self.topk,
+            "gather": self.gather,
+            "dist": self.dist,
+            "inner": self.layers,
+        }
         return frozenset(name for name, value in asked.items() if value)
 
     def __or__(self, other: Want) -> Want:
@@ -52,7 +58,9 @@ def resolve_layers(asked: Sequence[int], depth: int, name: str) -> dict[int, int
         asked = range(1, depth + 1)
     blocks = {layer: layer + depth + 1 if layer < 0 else layer for layer in asked}
     if wrong := [layer for layer, block in blocks.items() if not 1 <= block <= depth]:
-        raise ModelError(f"{name} has no such layer", got=wrong, expected=f"1 to {depth}, -1 for the last, 0 for every one")
+        raise ModelError(
+            f"{name} has no such layer", got=wrong, expected=f"1 to {depth}, -1 for the last, 0 for every one"
+        )
     return blocks
 
 

@@ -78,17 +78,23 @@ class Rollout:
     sampling: Sampling = Sampling()
     end: End = End.STOP
     columns: dict[str, Array] = field(default_factory=dict[str, Array])  # [n, ...] per row
-    tags: dict[str, float] = field(default_factory=dict[str, float])  # one number for all rows: group, turn, reward, ...
+    tags: dict[str, float] = field(
+        default_factory=dict[str, float]
+    )  # one number for all rows: group, turn, reward, ...
     text: str = ""  # the decided part, decoded once, for graders and people
 
     def __post_init__(self) -> None:
         if self.tokens.shape != self.author.shape or self.tokens.ndim != 1:
-            raise ValueError(f"tokens and author: got {self.tokens.shape} and {self.author.shape}, expected one [T] each")
+            raise ValueError(
+                f"tokens and author: got {self.tokens.shape} and {self.author.shape}, expected one [T] each"
+            )
         if len(self.author) and self.author[0] != GIVEN:
             raise ValueError("the first token of a rollout: got a decision, expected a given token to condition on")
         for name, column in self.columns.items():
             if len(column) != self.n:
-                raise ValueError(f"column {name!r} of rollout {self.problem.id}: got {len(column)} values for {self.n} rows")
+                raise ValueError(
+                    f"column {name!r} of rollout {self.problem.id}: got {len(column)} values for {self.n} rows"
+                )
 
     @property
     def positions(self) -> Array:
@@ -119,7 +125,9 @@ class Rollout:
         return replace(self, tokens=tokens, author=author)
 
 
-def continued(prompt: Array, piece: Piece, problem: Problem, sampling: Sampling, author: int, text: str = "") -> Rollout:
+def continued(
+    prompt: Array, piece: Piece, problem: Problem, sampling: Sampling, author: int, text: str = ""
+) -> Rollout:
     """The one-turn rollout: a given prompt, then a piece that `author` wrote."""
     tokens = np.concatenate([np.asarray(prompt, np.int32), piece.tokens.astype(np.int32)])
     who = np.concatenate([np.zeros(len(prompt), np.int8), np.full(len(piece.tokens), author, np.int8)])

@@ -35,26 +35,34 @@ class Rows:
 
     def _get(self, name: str) -> Tensor | Dist:
         if name not in self.columns:
-            raise MethodError(f"no column {name!r} in the table", expected=sorted(self.columns), remedy=nearest(name, self.columns))
+            raise MethodError(
+                f"no column {name!r} in the table", expected=sorted(self.columns), remedy=nearest(name, self.columns)
+            )
         return self.columns[name]
 
     def __getitem__(self, name: str) -> Tensor:
         column = self._get(name)
         if not isinstance(column, Tensor):
-            raise MethodError(f"column {name!r} holds distributions", expected="a tensor", remedy=f"Read it as rows.dist({name!r})")
+            raise MethodError(
+                f"column {name!r} holds distributions", expected="a tensor", remedy=f"Read it as rows.dist({name!r})"
+            )
         return column
 
     def dist(self, name: str) -> Dist:
         column = self._get(name)
         if isinstance(column, Tensor):
-            raise MethodError(f"column {name!r} is a tensor", expected="distributions", remedy=f"Read it as rows[{name!r}]")
+            raise MethodError(
+                f"column {name!r} is a tensor", expected="distributions", remedy=f"Read it as rows[{name!r}]"
+            )
         return column
 
     def plus(self, **columns: Tensor | Dist) -> Self:
         """The table with columns added or replaced."""
         for name, column in columns.items():
             if len(column) != len(self):
-                raise MethodError(f"column {name!r} does not fit the table", got=f"{len(column)} values", expected=f"{len(self)} rows")
+                raise MethodError(
+                    f"column {name!r} does not fit the table", got=f"{len(column)} values", expected=f"{len(self)} rows"
+                )
         return replace(self, columns={**self.columns, **columns})
 
     def index(self, rows: Tensor) -> Self:
@@ -62,7 +70,8 @@ class Rows:
         if rows.dtype == torch.bool:
             rows = rows.nonzero().squeeze(-1)
         columns: dict[str, Tensor | Dist] = {
-            name: column[rows] if isinstance(column, Tensor) else column.index(rows) for name, column in self.columns.items()
+            name: column[rows] if isinstance(column, Tensor) else column.index(rows)
+            for name, column in self.columns.items()
         }
         return replace(self, columns=columns)
 
@@ -71,7 +80,13 @@ class Rows:
         return {k: v for k, v in self.columns.items() if isinstance(v, Tensor) and v.ndim == 1}
 
     @classmethod
-    def of(cls, groups: Sequence[Group], step: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
+    def of(
+        cls,
+        groups: Sequence[Group],
+        step: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
         """The table of a batch. Floating columns take `dtype`; every rollout must bring the same columns and tags."""
         rollouts = flatten(groups)
         parts = [_columns(rollout, number, group) for number, (rollout, group) in enumerate(rollouts)]
@@ -104,9 +119,15 @@ def _columns(rollout: Rollout, sequence: int, group: int) -> dict[str, Any]:
 
 def _common(parts: list[dict[str, Any]], rollouts: list[Rollout]) -> list[str]:
     if not parts:
-        raise MethodError("the batch has no decision at all", expected="at least one token written", remedy="Look at the prompts and stop tokens")
+        raise MethodError(
+            "the batch has no decision at all",
+            expected="at least one token written",
+            remedy="Look at the prompts and stop tokens",
+        )
     names = list(parts[0])
     for part, rollout in zip(parts, rollouts, strict=True):
         if odd := set(names) ^ set(part):
-            raise MethodError(f"rollouts of one batch differ in their columns: {sorted(odd)} of problem {rollout.problem.id}")
+            raise MethodError(
+                f"rollouts of one batch differ in their columns: {sorted(odd)} of problem {rollout.problem.id}"
+            )
     return names

@@ -1,12 +1,12 @@
 """A run: from settings to a folder that holds everything that was asked, done and learned, and can be continued.
 
-    RUN/run.toml             all settings as resolved, versions, git state
-        metrics.jsonl        one line per step, and one per examination
-        drafts/  rows/       marked-up answers before and after; tables of rows of some steps
-        checkpoints/step-N/  everything that moves: resume is exact
-        nonfinite/           rows of updates that were refused
-        model/               the student as a Hugging Face folder
-        summary.json         before, after, teacher
+RUN/run.toml             all settings as resolved, versions, git state
+    metrics.jsonl        one line per step, and one per examination
+    drafts/  rows/       marked-up answers before and after; tables of rows of some steps
+    checkpoints/step-N/  everything that moves: resume is exact
+    nonfinite/           rows of updates that were refused
+    model/               the student as a Hugging Face folder
+    summary.json         before, after, teacher
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -142,14 +142,19 @@ class Run:
         file = self.folder / "before.json"
         if file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
-        result = {"student": self.evaluation("student before", self.training.student).to_json(), "teacher": self.teacher_result()}
+        result = {
+            "student": self.evaluation("student before", self.training.student).to_json(),
+            "teacher": self.teacher_result(),
+        }
         self.save_drafts(0)
         write_text(file, json.dumps(result))
         self.append({"step": 0, **{f"eval.{k}": v for k, v in result["student"].items()}})
         return result
 
     def teacher_result(self) -> dict[str, Any] | None:
-        writes = self.teacher is not None and "text" in self.teacher.can and not self.settings_teacher.startswith("self")
+        writes = (
+            self.teacher is not None and "text" in self.teacher.can and not self.settings_teacher.startswith("self")
+        )
         return self.evaluation("teacher", self.teacher).to_json() if writes else None
 
     @property
@@ -186,7 +191,10 @@ class Run:
         self.save_drafts(self.settings.steps)
         write_folder(self.folder / "model", self.training.student.save)
         lines = [line for line in read_metrics(self.folder) if "loss" in line]
-        spent = {k: sum(line.get(k, 0.0) for line in lines) for k in ("seconds.sample", "seconds.teach", "seconds.learn", "tokens")}
+        spent = {
+            k: sum(line.get(k, 0.0) for line in lines)
+            for k in ("seconds.sample", "seconds.teach", "seconds.learn", "tokens")
+        }
         summary = {
             "method": self.settings.method,
             "steps": self.settings.steps,
@@ -214,7 +222,9 @@ class Run:
     def truncate_metrics(self) -> None:
         """Forgets lines of steps that will be done again."""
         if self.resumed and (self.folder / "metrics.jsonl").is_file():
-            kept = [line for line in read_metrics(self.folder) if line["step"] < self.training.step or "loss" not in line]
+            kept = [
+                line for line in read_metrics(self.folder) if line["step"] < self.training.step or "loss" not in line
+            ]
             kept = [line for line in kept if "loss" in line or line["step"] <= self.training.step]
             write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -231,7 +241,9 @@ class Run:
         if self.teacher is None or not self.settings.drafts or not self.teacher.can & {"chosen"}:
             return
         problems = self.task.held_out[: self.settings.drafts]
-        marked = drafts(self.training.student, self.teacher, self.task, problems, self.settings.max_new, self.settings.seed)
+        marked = drafts(
+            self.training.student, self.teacher, self.task, problems, self.settings.max_new, self.settings.seed
+        )
         (self.folder / "drafts").mkdir(exist_ok=True)
         write_text(self.folder / "drafts" / f"step-{step:06d}.json", json.dumps({"step": step, "drafts": marked}))
 
@@ -242,7 +254,11 @@ class Run:
         def fill(folder: Path) -> None:
             save_state(folder, "student", t.student.state_dict())
             save_state(folder, "optimizer", t.optimizer.state_dict())
-            save_state(folder, "teachers", {n: m.state_dict() for n, m in t.cast.items() if n != "student" and hasattr(m, "state_dict")})
+            save_state(
+                folder,
+                "teachers",
+                {n: m.state_dict() for n, m in t.cast.items() if n != "student" and hasattr(m, "state_dict")},
+            )
             save_state(folder, "method", {name: part.state_dict() for name, part in t.method.state.items()})
             moving = {"step": t.step, "position": t.source.position, "failures": t.failures}
             (folder / "moving.json").write_text(json.dumps(moving), encoding="utf-8")
@@ -293,9 +309,14 @@ def build(settings: Settings) -> Training:
     check_capabilities(method, cast)
     check_support(method, student.vocab)
     parameters = [{"params": list(student.parameters())}]
-    own = [p for term in method.terms.values() if isinstance(term.loss, torch.nn.Module) for p in term.loss.parameters()]
+    own = [
+        p for term in method.terms.values() if isinstance(term.loss, torch.nn.Module) for p in term.loss.parameters()
+    ]
     optimizer = torch.optim.AdamW(
-        parameters + ([{"params": own}] if own else []), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        parameters + ([{"params": own}] if own else []),
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
     )
     return Training(
         student, cast, task, method, optimizer, settings.rate, Source(task.train, settings.seed), settings.steps, settings.batch,
@@ -305,7 +326,9 @@ def build(settings: Settings) -> Training:
 
 def check_support(method: Method, vocab: int) -> None:
     if method.support > vocab:
-        raise SettingError("the support is larger than the vocabulary", got=f"k={method.support}", expected=f"at most {vocab}")
+        raise SettingError(
+            "the support is larger than the vocabulary", got=f"k={method.support}", expected=f"at most {vocab}"
+        )
 
 
 def resolved(settings: Settings) -> dict[str, Any]:
@@ -315,7 +338,10 @@ def resolved(settings: Settings) -> dict[str, Any]:
     from opd import recipes
 
     defaults = {name: p.default for name, p in inspect.signature(recipes.load(settings.method)).parameters.items()}
-    values = settings.model_dump(mode="json") | {"out": str(settings.folder), "parameters": {**defaults, **settings.parameters}}
+    values = settings.model_dump(mode="json") | {
+        "out": str(settings.folder),
+        "parameters": {**defaults, **settings.parameters},
+    }
     packages = ("opd", "torch", "transformers", "numpy", "safetensors")
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
     return {**values, "versions": {"python": platform.python_version(), **versions}, "git": git_state()}
@@ -350,5 +376,3 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
-
-

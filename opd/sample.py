@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from opd.errors import SettingError
+from opd.errors import require
 from opd.protocols import Cast, Sample, Writer
 from opd.rollout import STUDENT, TEACHER, End, Group, Piece, Sampling, Visit, continued
 
@@ -22,8 +22,7 @@ class OneTurn:
     writer: str = "student"
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise SettingError("samples per prompt n", got=self.n, expected="at least 1")
+        require(self.n >= 1, "samples per prompt n", got=self.n, expected="at least 1")
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         student: Writer = cast["student"]
@@ -31,13 +30,15 @@ class OneTurn:
         seeds = [[visit.seed(sample) for sample in range(self.n)] for visit in visits]
         pieces = cast[self.writer].write(prompts, self.sampling, seeds)
         return [
-            self._group(student, visit, prompt, written) for visit, prompt, written in zip(visits, prompts, pieces, strict=True)
+            self._group(student, visit, prompt, written)
+            for visit, prompt, written in zip(visits, prompts, pieces, strict=True)
         ]
 
     def _group(self, student: Writer, visit: Visit, prompt: Any, pieces: Sequence[Piece]) -> Group:
         author = STUDENT if self.writer == "student" else TEACHER
         rollouts = tuple(
-            continued(prompt, piece, visit.problem, self.sampling, author, student.decode(piece.tokens)) for piece in pieces
+            continued(prompt, piece, visit.problem, self.sampling, author, student.decode(piece.tokens))
+            for piece in pieces
         )
         return Group(visit.problem, rollouts, student.render)
 
@@ -52,8 +53,9 @@ class Coin:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise SettingError("the share of student-written batches (lam)", got=self.p, expected="a number in [0, 1]")
+        require(
+            0 <= self.p <= 1, "the share of student-written batches (lam)", got=self.p, expected="a number in [0, 1]"
+        )
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         run = visits[0].run_seed if visits else 0

@@ -40,13 +40,17 @@ class Settings(BaseModel):
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is cut to this; 0 for no cut")
     lora: int = Field(0, ge=0, description="rank of LoRA adapters; 0 trains every weight")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field("auto", description="of the student")
-    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field("auto", description="of the teacher")
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
+        "auto", description="of the teacher"
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...")
     teacher_device: str = Field("auto", description="where the teacher sits; auto: with the student")
     gradient_checkpointing: bool = Field(False, description="less memory, one more forward")
     micro_tokens: int = Field(8192, ge=1, description="padded tokens in one forward and backward at most")
     chunk: int = Field(0, ge=0, description="rows of logits at a time; 0 chooses by the vocabulary")
-    eval_every: int = Field(0, ge=0, description="steps between examinations on held-out problems; 0: only first and last")
+    eval_every: int = Field(
+        0, ge=0, description="steps between examinations on held-out problems; 0: only first and last"
+    )
     eval_problems: int = Field(256, ge=1, description="held-out problems of an examination")
     eval_samples: int = Field(1, ge=1, description="sampled answers per held-out problem")
     checkpoint_every: int = Field(50, ge=0, description="steps between checkpoints; 0: only when stopped")
@@ -88,7 +92,11 @@ class Settings(BaseModel):
         """Learning rate of a step: a linear warm-up, then constant, linear or cosine down to floor * lr."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         done = step / max(self.steps, 1)
-        shape = {"constant": 1.0, "linear": 1 - (1 - self.floor) * done, "cosine": self.floor + (1 - self.floor) * _cosine(done)}
+        shape = {
+            "constant": 1.0,
+            "linear": 1 - (1 - self.floor) * done,
+            "cosine": self.floor + (1 - self.floor) * _cosine(done),
+        }
         return self.lr * warm * shape[self.schedule]
 
 
@@ -128,4 +136,8 @@ def _sentence(error: ValidationError, what: str) -> SettingError:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     message = first["msg"][0].lower() + first["msg"][1:]
-    return SettingError(f"{what} {name!r}" if name else what, got=repr(first["input"]), expected=message.removeprefix("input should be "))
+    return SettingError(
+        f"{what} {name!r}" if name else what,
+        got=repr(first["input"]),
+        expected=message.removeprefix("input should be "),
+    )

@@ -79,7 +79,7 @@ def gradient(
     """
     weights = {name: _weights(name, term, rows) for name, term in method.terms.items()}
     live = torch.stack(list(weights.values())).ne(0).any(0)
-    outcome = Outcome({name: 0.0 for name in weights}, int(live.sum()))
+    outcome = Outcome(dict.fromkeys(weights, 0.0), int(live.sum()))
     for batch in plan(rows, live, sequences, micro_tokens, bool(method.layers)):
         _backward(student, batch, rows, method, weights, chunk or max(16, CHUNK_ELEMENTS // student.vocab), outcome)
         outcome.passes += 1
@@ -133,7 +133,13 @@ def _micro_batch(
 
 
 def _backward(
-    student: Student, batch: MicroBatch, rows: Rows, method: Method, weights: dict[str, Tensor], chunk: int, outcome: Outcome
+    student: Student,
+    batch: MicroBatch,
+    rows: Rows,
+    method: Method,
+    weights: dict[str, Tensor],
+    chunk: int,
+    outcome: Outcome,
 ) -> None:
     """One pass: chunks see detached leaves, their gradients are gathered, and one backward starts from all roots."""
     forward = student.trunk(batch.tokens, batch.positions, method.layers)

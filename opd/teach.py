@@ -46,7 +46,9 @@ def check_capabilities(method: Method, cast: Cast) -> None:
     """Stops before step 1 when somebody is asked for what he can't answer, and names both."""
     for ask in method.teach:
         if ask.who not in cast:
-            raise MethodError(f"ask {ask.into!r} goes to {ask.who!r}", got=f"a cast of {sorted(cast)}", remedy="Give that model")
+            raise MethodError(
+                f"ask {ask.into!r} goes to {ask.who!r}", got=f"a cast of {sorted(cast)}", remedy="Give that model"
+            )
         reader = cast[ask.who]
         can: frozenset[str] = getattr(reader, "can", frozenset({"chosen", "topk", "gather", "dist", "inner"}))
         if missing := ask.want.needs - can:
@@ -107,13 +109,18 @@ def check_aligned(rollout: Rollout, context: Rollout, into: Iterable[str]) -> No
 def _with_ids(contexts: list[Rollout], shown: Sequence[Rollout | None], name: str, rows: Rows) -> list[Rollout]:
     ids, sequence = rows[name].cpu().numpy(), rows["sequence"].cpu().numpy()
     numbers = [number for number, context in enumerate(shown) if context is not None]
-    return [context.with_columns(**{name: ids[sequence == number]}) for context, number in zip(contexts, numbers, strict=True)]
+    return [
+        context.with_columns(**{name: ids[sequence == number]})
+        for context, number in zip(contexts, numbers, strict=True)
+    ]
 
 
 def _place(rows: Rows, read: Read, answer: Answer, present: Sequence[bool], sizes: Sequence[int]) -> Rows:
     device = rows["keep"].device
     has = torch.from_numpy(np.repeat(np.asarray(present), sizes)).to(device)
-    where = None if all(present) else (has.long().cumsum(0) - 1).clamp(min=0)  # rows without evidence point anywhere: keep is False
+    where = (
+        None if all(present) else (has.long().cumsum(0) - 1).clamp(min=0)
+    )  # rows without evidence point anywhere: keep is False
     columns: dict[str, Tensor | Dist] = {}
     for into in read.into:
         if answer.dist is not None:
@@ -123,7 +130,9 @@ def _place(rows: Rows, read: Read, answer: Answer, present: Sequence[bool], size
         if answer.gathered is not None:
             columns[f"{into}.gathered"] = _spread(answer.gathered, rows, where, has)
         if read.want.topk and answer.dist is not None:
-            columns[f"{into}.ids"] = (answer.dist if where is None else answer.dist.index(where)).top(read.want.topk).to(device)
+            columns[f"{into}.ids"] = (
+                (answer.dist if where is None else answer.dist.index(where)).top(read.want.topk).to(device)
+            )
     return rows.plus(**columns) if where is None else rows.plus(**columns, keep=rows["keep"] & has)
 
 

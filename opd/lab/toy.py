@@ -53,7 +53,9 @@ class ToyModel(nn.Module):
         blocks = resolve_layers(layers, len(states), self.name)
         who = torch.cat([torch.full((len(p),), i) for i, p in enumerate(positions)])
         where = torch.from_numpy(np.concatenate(positions)).long()
-        return Forward(states[-1][who, where - 1], self.head, {key: states[block - 1][who, where] for key, block in blocks.items()})
+        return Forward(
+            states[-1][who, where - 1], self.head, {key: states[block - 1][who, where] for key, block in blocks.items()}
+        )
 
     @torch.no_grad()
     def read(self, contexts: Sequence[Rollout], want: Want) -> Answer:
@@ -76,7 +78,9 @@ class ToyModel(nn.Module):
     @torch.no_grad()
     def write(self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:
         self.calls["write"] += 1
-        return [[self._piece(prompt, sampling, seed) for seed in some] for prompt, some in zip(prompts, seeds, strict=True)]
+        return [
+            [self._piece(prompt, sampling, seed) for seed in some] for prompt, some in zip(prompts, seeds, strict=True)
+        ]
 
     def _piece(self, prompt: Array, sampling: Sampling, seed: int) -> Piece:
         uniform = np.random.Generator(np.random.Philox(key=seed % 2**64)).random(MAX_NEW)
@@ -105,5 +109,3 @@ class ToyModel(nn.Module):
 def problems(n: int) -> list[Problem]:
     """Toy problems with everything that a method may want to know about one."""
     return [Problem(f"toy-{i}", "ab" * (1 + i % 3), answer="2", privileged_context="hint" + "x" * i) for i in range(n)]
-
-

@@ -60,7 +60,9 @@ def describe(name: str) -> Description:
     tree = ast.parse(resources.files("opd.recipes").joinpath(f"{name}.py").read_text(encoding="utf-8"))
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     text = ast.get_docstring(tree) or ""
-    return Description(name, text.split("\n")[0], _tagged(text, "Paper"), _tagged(text, "Equation"), text, _parameters(function))
+    return Description(
+        name, text.split("\n")[0], _tagged(text, "Paper"), _tagged(text, "Equation"), text, _parameters(function)
+    )
 
 
 def _tagged(text: str, tag: str) -> str:
@@ -77,6 +79,11 @@ def _parameters(function: ast.FunctionDef) -> tuple[Parameter, ...]:
     helps = {head.strip(): rest.strip() for head, colon, rest in (line.partition(":") for line in lines) if colon}
     pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     return tuple(
-        Parameter(a.arg, ast.unparse(a.annotation) if a.annotation else "str", ast.literal_eval(d) if d else None, helps.get(a.arg, ""))
+        Parameter(
+            a.arg,
+            ast.unparse(a.annotation) if a.annotation else "str",
+            ast.literal_eval(d) if d else None,
+            helps.get(a.arg, ""),
+        )
         for a, d in pairs
     )

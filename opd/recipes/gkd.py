@@ -15,6 +15,7 @@ default, TRL takes the token mean. No reward term.
 from functools import partial
 
 from opd import maths
+from opd.errors import one_of, require
 from opd.losses import Everywhere
 from opd.means import named
 from opd.method import Ask, Method, Term
@@ -43,6 +44,8 @@ def gkd(
     top_p: nucleus from which the student writes
     mean: token_mean, sequence_mean or sequence_sum
     """
+    require(0 <= beta <= 1, "beta", got=beta, expected="a number in [0, 1]")
+    one_of("scale", scale, ("usual", "continuous"))
     traces = Traces()
     return Method(
         sample=Coin(lam, OneTurn(n, Sampling(temperature=temperature, top_p=top_p)), traces),

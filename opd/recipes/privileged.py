@@ -17,7 +17,7 @@ from functools import partial
 
 from opd import maths
 from opd.credit import SkipFirst
-from opd.errors import SettingError, nearest
+from opd.errors import one_of
 from opd.losses import Everywhere
 from opd.means import named
 from opd.method import Ask, Method, Term
@@ -47,8 +47,7 @@ def privileged(
     top_p: nucleus from which the student writes
     mean: token_mean, sequence_mean or sequence_sum
     """
-    if divergence not in DIVERGENCES:
-        raise SettingError("divergence", got=repr(divergence), remedy=nearest(divergence, DIVERGENCES))
+    one_of("divergence", divergence, DIVERGENCES)
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
         teach=(Ask("teacher", "teacher", Want(dist=True), view=Privileged(template("privileged"))),),

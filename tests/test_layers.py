@@ -1,0 +1,80 @@
+"""Imports point downwards, and what is heavy is imported late: read from the sources."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import opd
+
+ROOT = Path(opd.__file__).parent
+
+# who may import whom inside the package; a module that is not named may be imported by nobody above it in this list
+ALLOWED = {
+    "errors": set(),
+    "maths": set(),
+    "rollout": set(),
+    "dist": {"maths", "errors"},
+    "rows": {"dist", "rollout", "errors"},
+    "protocols": {"dist", "rollout", "errors"},
+    "method": {"dist", "rollout", "rows", "protocols", "errors"},
+}
+PARTS = {"sample", "views", "credit", "losses", "means", "observe"}
+for part in PARTS:
+    ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes"} - {part}
+ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors"}
+ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}
+ALLOWED["loop"] = ALLOWED["step"] | {"step"}
+OUTSIDE_RECIPES = {"transformers", "vllm", "ray", "torch.distributed", "safetensors", "pydantic"}
+
+
+def imports(file: Path) -> set[str]:
+    """Dotted names that a file imports, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def inside(names: set[str]) -> set[str]:
+    """Modules of the package among them: opd.x.y -> x."""
+    modules = {path.stem for path in ROOT.glob("*.py")} | {path.name for path in ROOT.iterdir() if path.is_dir()}
+    return {name.split(".")[1] for name in names if name.startswith("opd.")} & modules
+
+
+def test_the_core_points_downwards():
+    for module, allowed in ALLOWED.items():
+        assert inside(imports(ROOT / f"{module}.py")) <= allowed, module
+
+
+def test_maths_knows_torch_only():
+    outside = {name.split(".")[0] for name in imports(ROOT / "maths.py")} - set(sys.stdlib_module_names)
+    assert outside == {"torch"}
+
+
+def test_recipes_know_maths_and_parts_only():
+    for file in (ROOT / "recipes").glob("[a-z]*.py"):
+        names = imports(file)
+        assert inside(names) <= PARTS | {"maths", "method", "protocols", "rollout", "errors"}, file.name
+        assert not {name for name in names if any(name.startswith(out) for out in OUTSIDE_RECIPES)}, file.name
+
+
+def test_step_and_loop_name_no_method_and_no_column_of_one():
+    from opd import recipes
+
+    for module in ("step", "loop", "teach", "rows"):
+        words = {
+            node.value
+            for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text()))
+            if isinstance(node, ast.Constant)
+        }
+        assert not words & {*recipes.names(), "advantage", "teacher", "behaviour"}, module
+
+
+def test_the_core_is_light():
+    code = "import sys, opd.loop, opd.contract; print([m for m in ('transformers', 'pydantic', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,128 @@
+"""The contract that every method keeps; a new recipe is one new file and one new row of this table."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from opd import recipes
+from opd.contract import anatomy, check, distance, gradients, toy_cast, toy_groups
+from opd.errors import OpdError
+from opd.lab.toy import ToyModel
+from opd.means import MEANS
+from opd.step import prepare
+
+MATCHES = "teacher = student gives a zero gradient"
+
+# name -> (parameters for a vocabulary of 7, model passes per batch, facts)
+TABLE = {
+    "gkd": ({"lam": 1.0}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
+    "local_support": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 2}, {MATCHES}),
+    "privileged": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
+    "representation": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
+    "sampled_token": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
+    "sft": ({}, {"teacher writes": 1, "student learns": 1}, set()),
+}
+
+
+def build(name, **parameters):
+    return partial(recipes.load(name), **{**TABLE[name][0], **parameters})
+
+
+def test_every_recipe_has_a_row():
+    assert set(TABLE) == set(recipes.names())
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("mean", MEANS)
+def test_contract(name, mean):
+    tried = [what for what, _ in check(build(name, mean=mean))]
+    assert len(tried) == 8
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_model_passes(name):
+    assert anatomy(build(name)).passes == TABLE[name][1]
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if MATCHES in TABLE[name][2]])
+def test_no_gradient_when_the_teacher_is_the_student(name):
+    method = build(name)()
+    cast = {"student": ToyModel(seed=1), "teacher": ToyModel(seed=1)}
+    rows, sequences = prepare(toy_groups(method, cast), method, cast, 0)
+    gradient = gradients(method, cast["student"], rows, sequences)
+    assert max(float(g.abs().max()) for g in gradient.values()) < 1e-14
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_order_of_problems_does_not_matter(name):
+    method = build(name)()
+    cast = toy_cast(method)
+    groups = toy_groups(method, cast)
+    one = gradients(method, cast["student"], *prepare(groups, method, cast, 0))
+    other = gradients(method, cast["student"], *prepare(groups[::-1], method, cast, 0))
+    assert distance(one, other) < 1e-12
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_file_is_short_and_says_its_paper_and_equation(name):
+    from importlib import resources
+
+    text = resources.files("opd.recipes").joinpath(f"{name}.py").read_text()
+    described = recipes.describe(name)
+    assert "arXiv" in described.paper or "Lab" in described.paper
+    assert described.equation.startswith("L =")
+    code = text.split('"""\n', 1)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 60
+    assert all(parameter.help for parameter in described.parameters), "every parameter has a line of help"
+
+
+def test_published_defaults():
+    """A recipe called with no argument is the paper's setting."""
+    defaults = {name: {p.name: p.default for p in recipes.describe(name).parameters} for name in recipes.names()}
+    assert defaults["local_support"] == {
+        "k": 32, "outside": "renormalise", "n": 8, "temperature": 1.0, "top_p": 0.9, "updates": 2, "mean": "token_mean",
+    }  # fmt: skip
+    assert (defaults["gkd"]["lam"], defaults["gkd"]["beta"], defaults["gkd"]["mean"]) == (0.5, 0.5, "sequence_mean")
+    assert (defaults["sampled_token"]["gamma"], defaults["sampled_token"]["n"]) == (0.0, 4)
+    assert (defaults["privileged"]["divergence"], defaults["privileged"]["n"]) == ("forward_kl", 1)
+    assert (defaults["representation"]["last"], defaults["representation"]["layers"]) == (2000, (0,))
+
+
+def test_sampled_token_is_the_reverse_kl_gradient_in_expectation():
+    """Over many draws at one state the importance-weighted k1 surrogate points along the reverse KL's gradient."""
+    from opd import maths
+    from opd.dist import TableDist
+    from opd.losses import PolicyGradient
+    from opd.rows import Rows
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, dtype=torch.float64, generator=generator, requires_grad=True)
+    lq = torch.randn(6, dtype=torch.float64, generator=generator).log_softmax(-1)
+    mu = torch.randn(6, dtype=torch.float64, generator=generator).log_softmax(-1)  # any behaviour with full support
+    lp = logits.log_softmax(-1)
+    token = torch.arange(6)  # every outcome once, weighted by how likely the behaviour draws it
+    rows = Rows({"keep": torch.ones(6, dtype=torch.bool), "behaviour": mu, "advantage": (lq - lp).detach()})
+    loss = (mu.exp() * PolicyGradient()(TableDist(lp.expand(6, 6), token), rows)).sum()
+    (ours,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (exact,) = torch.autograd.grad(maths.reverse_kl(lp[None], lq[None]).sum(), logits)
+    assert torch.allclose(ours, exact, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("gkd", {"lam": 1.5}),
+        ("gkd", {"beta": -0.1}),
+        ("gkd", {"mean": "median"}),
+        ("local_support", {"k": 0}),
+        ("local_support", {"outside": "forget"}),
+        ("sampled_token", {"gamma": 2.0}),
+        ("sampled_token", {"unit": "words"}),
+        ("sampled_token", {"n": 0}),
+        ("privileged", {"divergence": "kl"}),
+    ],
+)
+def test_impossible_values_are_refused_when_the_method_is_built(name, parameters):
+    with pytest.raises(OpdError):
+        recipes.load(name)(**parameters)

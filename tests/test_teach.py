@@ -1,0 +1,141 @@
+"""Asks: one pass per reader and view, the same decisions, and nobody asked for what he can't answer."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from opd.contract import toy_cast, toy_groups
+from opd.errors import AlignmentError, DataError, MethodError, TeacherError
+from opd.lab.toy import ToyModel
+from opd.losses import CrossEntropy
+from opd.means import token_mean
+from opd.method import Ask, Method, Term
+from opd.protocols import Want
+from opd.rows import Rows
+from opd.sample import OneTurn
+from opd.teach import check_capabilities, reads, teach
+from opd.views import Privileged
+
+TERMS = {"copy": Term(CrossEntropy(), token_mean)}
+
+
+def method(*asks):
+    return Method(sample=OneTurn(2), teach=asks, terms=TERMS)
+
+
+def table(m):
+    cast = toy_cast(m)
+    groups = toy_groups(m, cast)
+    return cast, groups, Rows.of(groups, dtype=torch.float64)
+
+
+def test_three_asks_of_one_reader_are_one_pass():
+    asks = (
+        Ask("a", "teacher", Want(chosen=True)),
+        Ask("b", "teacher", Want(topk=3)),
+        Ask("c", "teacher", Want(dist=True)),
+    )
+    cast, groups, rows = table(method(*asks))
+    rows = teach(asks, groups, rows, cast)
+    assert cast["teacher"].calls["read"] == 1
+    assert torch.equal(rows["a.chosen"], rows.dist("c").chosen)
+    assert torch.equal(rows["b.ids"], rows.dist("c").top(3))
+
+
+def test_ids_that_the_student_names_are_gathered_from_the_teacher():
+    asks = (Ask("theirs", "teacher", Want(gather="mine.ids")), Ask("mine", "student", Want(topk=3)))
+    cast, groups, rows = table(method(*asks))
+    rows = teach(asks, groups, rows, cast)
+    whole = teach((Ask("all", "teacher", Want(dist=True)),), groups, rows, cast).dist("all")
+    assert torch.equal(rows["theirs.gathered"], whole.at(rows["mine.ids"]))
+    assert [read.who for read in reads(asks)] == ["student", "teacher"]
+
+
+@dataclass(frozen=True)
+class Meddling:
+    at: int
+    drop: bool = False
+
+    def __call__(self, rollout, group):
+        tokens, author = rollout.tokens.copy(), rollout.author
+        if self.drop:
+            return [replace(rollout, tokens=tokens[:-1], author=author[:-1], columns={})]
+        tokens[rollout.positions[self.at]] += 1
+        return [replace(rollout, tokens=tokens)]
+
+
+def test_a_view_that_changes_a_decision_is_named_with_rollout_and_position():
+    ask = Ask("teacher", "teacher", Want(chosen=True), view=Meddling(1))
+    cast, groups, rows = table(method(ask))
+    position = int(groups[0].rollouts[0].positions[1])
+    with pytest.raises(AlignmentError, match=rf"toy-0 at decision 1 \(token position {position}\)"):
+        teach((ask,), groups, rows, cast)
+
+
+def test_a_view_that_loses_a_decision_is_an_error():
+    ask = Ask("teacher", "teacher", Want(chosen=True), view=Meddling(0, drop=True))
+    cast, groups, rows = table(method(ask))
+    with pytest.raises(AlignmentError, match="got token nothing"):
+        teach((ask,), groups, rows, cast)
+
+
+def test_privileged_view_shows_more_before_the_same_decisions():
+    view = Privileged("{prompt} {context}")
+    cast, groups, rows = table(method())
+    rollout = groups[1].rollouts[0]
+    (context,) = view(rollout, groups[1])
+    assert np.array_equal(context.decisions, rollout.decisions)
+    assert len(context.tokens) > len(rollout.tokens)
+    ask = Ask("teacher", "teacher", Want(chosen=True), view=view)
+    told = teach((ask,), groups, rows, cast)["teacher.chosen"]
+    plain = teach((Ask("teacher", "teacher", Want(chosen=True)),), groups, rows, cast)["teacher.chosen"]
+    assert not torch.allclose(told, plain)
+
+
+def test_braces_in_a_context_stay_as_they_are():
+    view = Privileged("{prompt}|{context}")
+    assert view.reworded(({"role": "user", "content": "x{0}"},), '{"a": 1}')[0]["content"] == 'x{0}|{"a": 1}'
+
+
+def test_a_missing_reference_is_named():
+    view = Privileged("{prompt} {context}")
+    _, groups, _ = table(method())
+    bare = replace(groups[0], problem=replace(groups[0].problem, privileged_context=None))
+    with pytest.raises(DataError, match="toy-0"):
+        view(bare.rollouts[0], bare)
+
+
+def test_rows_without_evidence_are_not_kept():
+    only_even = lambda rollout, group: [rollout] if group.problem.id in ("toy-0", "toy-2") else []
+    ask = Ask("teacher", "teacher", Want(chosen=True, dist=True), view=only_even)
+    cast, groups, rows = table(method(ask))
+    rows = teach((ask,), groups, rows, cast)
+    expected = torch.isin(rows["group"], torch.tensor([0, 2]))
+    assert torch.equal(rows["keep"], expected)
+    assert torch.equal(torch.isnan(rows["teacher.chosen"]), ~expected)
+    plain = teach((Ask("all", "teacher", Want(dist=True)),), groups, rows, cast)
+    kept = rows["keep"]
+    assert torch.allclose(
+        rows.dist("teacher").index(kept).logprobs(), plain.dist("all").index(kept).logprobs(), atol=1e-14
+    )
+
+
+def test_what_a_teacher_cannot_answer_stops_before_the_first_step_and_names_both():
+    asks = (Ask("teacher", "teacher", Want(dist=True)),)
+    teacher = ToyModel(name="scorer")
+    teacher.can = frozenset({"chosen"})
+    with pytest.raises(TeacherError, match=r"scorer.*dist.*'teacher'.*chosen"):
+        check_capabilities(method(*asks), {"student": ToyModel(), "teacher": teacher})
+
+
+def test_nobody_in_the_role_is_named():
+    with pytest.raises(MethodError, match="judge"):
+        check_capabilities(method(Ask("x", "judge", Want(chosen=True))), {"student": ToyModel()})
+
+
+def test_an_unknown_column_names_the_nearest():
+    _, _, rows = table(method())
+    with pytest.raises(MethodError, match="behaviour"):
+        rows["behavior"]
