@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opd.errors import SettingError
 from opd.method import Method
 from opd.settings import Settings
+
+if TYPE_CHECKING:
+    from opd.engines.hf import HFModel
 
 COPIES = "self:live, self:frozen, self:ema=DECAY or self:every=STEPS"
 
 
 def build(settings: Settings, method: Method) -> dict[str, Any]:
     """The student, and the teacher that the settings or else the method name."""
-    from opd.engines.hf import open_model
-
     spec = settings.teacher or method.casting.get("teacher", "")
     if not spec:
         raise SettingError(
             f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give a model folder, or {COPIES}"
         )
-    student = open_model(
-        located(settings.student),
-        dtype=settings.dtype,
-        device=settings.device,
-        max_new=settings.max_new,
-        micro_tokens=settings.micro_tokens,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        lora=settings.lora,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    student = open_model(settings.student, settings, settings.dtype, settings.device, learns=True)
     return {"student": student, "teacher": teacher(spec, settings, student)}
 
 
@@ -38,19 +30,29 @@ def teacher(spec: str, settings: Settings, student: Any) -> Any:
     """A copy of the student (self:...), or a model of its own that shares the student's tokenizer."""
     if spec.startswith("self"):
         return copy_of(student, spec)
-    from opd.engines.hf import open_model, share_vocabulary
+    from opd.engines.hf import common_vocab
     from opd.teachers.local import LocalTeacher
 
-    model = open_model(
-        located(spec),
-        dtype=settings.teacher_dtype,
-        device=settings.device if settings.teacher_device == "auto" else settings.teacher_device,
-        max_new=settings.max_new,
-        micro_tokens=settings.micro_tokens,
-        trust_remote_code=settings.trust_remote_code,
-    )
-    share_vocabulary(student, model)
+    device = settings.device if settings.teacher_device == "auto" else settings.teacher_device
+    model = open_model(spec, settings, settings.teacher_dtype, device)
+    common_vocab(student, model)
     return LocalTeacher(model)
+
+
+def open_model(spec: str, settings: Settings, dtype: str, device: str, learns: bool = False) -> HFModel:
+    """A model with its tokenizer, from a folder, the hub or the package; only the student gets what learning needs."""
+    import torch
+
+    from opd.engines.hf import HFModel, load_model, load_tokenizer
+
+    path = located(spec)
+    remote = settings.trust_remote_code
+    model = load_model(path, None if dtype == "auto" else getattr(torch, dtype), None if device == "auto" else device, remote)
+    tokenizer = load_tokenizer(path, remote)
+    if not learns:
+        return HFModel(model.requires_grad_(False), tokenizer, spec, settings.max_new)
+    checkpointing, lora = settings.gradient_checkpointing, settings.lora or None
+    return HFModel(model, tokenizer, spec, settings.max_new, gradient_checkpointing=checkpointing, lora=lora)
 
 
 def copy_of(student: Any, spec: str) -> Any:
@@ -61,13 +63,13 @@ def copy_of(student: Any, spec: str) -> Any:
     try:
         match kind:
             case "live":
-                return copies.itself(student)
+                return copies.Itself(student)
             case "" | "frozen":
-                return copies.frozen(student)
+                return copies.Frozen(student)
             case "ema":
-                return copies.ema(student, float(value))
+                return copies.EMA(student, float(value))
             case "every":
-                return copies.snapshot(student, int(value))
+                return copies.Snapshot(student, int(value))
     except ValueError:
         raise SettingError(f"teacher {spec!r}", got=repr(value), expected="a number") from None
     raise SettingError("unknown copy of the student", got=repr(spec), expected=COPIES)

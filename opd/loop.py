@@ -104,7 +104,7 @@ def one_step(t: Training) -> Batch:
         done = [learn(t, part, sequences) for part in updates(rows, t.method.updates, t.source.seed)]
     for name, member in t.cast.items():
         if name != "student":
-            member.follow(t.student, t.step)
+            member.follow(t.student, t.step + 1)
     metrics = {"lr": t.rate(t.step), **summary(groups, rows, done), **clock.seconds}
     batch = Batch(t.step, groups, _observed(rows, [outcome for outcome, _ in done]), sequences, metrics)
     t.step += 1

@@ -87,7 +87,7 @@ class Teacher(Protocol):
     @property
     def live(self) -> bool: ...  # its answers change as the student learns
     def read(self, contexts: Sequence[Rollout], want: Want) -> Answer: ...
-    def follow(self, student: Student, step: int) -> None: ...  # after every batch
+    def follow(self, student: Student, step: int) -> None: ...  # `step` batches are done
 
 
 class Writer(Protocol):

@@ -11,6 +11,7 @@ RUN/run.toml             all settings as resolved, versions, git state
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
 import shutil
@@ -29,6 +30,7 @@ import torch
 from safetensors.torch import save_file
 
 from opd import cast as casting
+from opd import recipes
 from opd.checkpoint import checkpoints, forget_old, load_state, save_state, write_folder, write_text
 from opd.drafts import drafts
 from opd.errors import ModelError, SettingError
@@ -106,7 +108,6 @@ class Run:
     def train(self) -> dict[str, Any]:
         """Runs to the end and gives the summary; raises Stopped after Ctrl-C or SIGTERM."""
         self.training.on_failure = self.save_refused
-        self.training.student.micro_tokens = self.settings.micro_tokens
         for watch in self.watches:
             watch.started(self)
         summary = None
@@ -148,7 +149,7 @@ class Run:
         }
         self.save_drafts(0)
         write_text(file, json.dumps(result))
-        self.append({"step": 0, **{f"eval.{k}": v for k, v in result["student"].items()}})
+        self.append(exam_line(0, result["student"]))
         return result
 
     def teacher_result(self) -> dict[str, Any] | None:
@@ -178,7 +179,7 @@ class Run:
 
     def examine(self, step: int) -> dict[str, Any]:
         result = self.evaluation("student", self.training.student).to_json()
-        line = {"step": step, **{f"eval.{k}": v for k, v in result.items()}}
+        line = exam_line(step, result)
         self.append(line)
         for watch in self.watches:
             watch.examined(line)
@@ -300,6 +301,19 @@ class Run:
                 signal.signal(number, handler)
 
 
+def exam_line(step: int, result: dict[str, Any]) -> dict[str, Any]:
+    """One line of metrics.jsonl for an examination after `step` batches."""
+    line: dict[str, Any] = {"step": step}
+    for kind in ("greedy", "sampled"):
+        if drawn := result[kind]:
+            line |= {f"eval.{kind}.length": drawn["length"], f"eval.{kind}.truncated": drawn["truncated"]}
+            if share := drawn["accuracy"]:
+                line |= {f"eval.{kind}": share["value"], f"eval.{kind}.low": share["low"], f"eval.{kind}.high": share["high"]}
+    if kl := result["kl"]:
+        line |= {"eval.reverse_kl": kl["per_token"], "eval.reverse_kl.error": kl["per_token_error"]}
+    return line
+
+
 def build(settings: Settings) -> Training:
     """Models, task, method and optimizer; whatever cannot be stops here, before step 1."""
     method: Method = settings.build_method()
@@ -333,10 +347,6 @@ def check_support(method: Method, vocab: int) -> None:
 
 def resolved(settings: Settings) -> dict[str, Any]:
     """All settings, every parameter of the method with its value, and what the run was made with."""
-    import inspect
-
-    from opd import recipes
-
     defaults = {name: p.default for name, p in inspect.signature(recipes.load(settings.method)).parameters.items()}
     values = settings.model_dump(mode="json") | {
         "out": str(settings.folder),

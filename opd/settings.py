@@ -7,13 +7,14 @@ import math
 import tomllib
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from opd import recipes
 from opd.errors import SettingError, nearest
-from opd.method import Method
+if TYPE_CHECKING:
+    from opd.method import Method
 
 
 class Settings(BaseModel):

@@ -1,0 +1,7 @@
+"""`python -m opd` is `opd`."""
+
+import sys
+
+from opd.cli.main import main
+
+sys.exit(main())

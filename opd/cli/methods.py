@@ -1,0 +1,125 @@
+"""`opd list`, `opd show`, `opd check`: what the methods are, what each is made of, and whether it keeps the contract."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from opd import recipes
+from opd.cli import options
+from opd.errors import MethodError
+
+if TYPE_CHECKING:
+    from opd.method import Method
+
+TOY_K = 3  # the toy's vocabulary has 7 tokens
+PAPER_ID = re.compile(r"\d{4}\.\d{5}")
+
+
+def list_(words: list[str]) -> int:
+    """All methods: name, paper, first sentence."""
+    if options.asks_help(words):
+        print(options.page(["opd list"], "All methods, one line each: name, paper, what it does."))
+        return 0
+    options.no_places(options.parse(words, (), "list")[0], "list")
+    found = [recipes.describe(name) for name in recipes.names()]
+    rows = [(one.name, paper_id(one.paper), one.summary) for one in found]
+    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, paper, summary in rows:
+        print(f"{name:<{wide[0]}}  {paper:<{wide[1]}}  {summary}")
+    return 0
+
+
+def paper_id(paper: str) -> str:
+    """The arXiv number of the first paper that has one, or who wrote it."""
+    found = PAPER_ID.search(paper)
+    return found[0] if found else paper.rpartition('",')[2].split("(")[0].strip(" .")[:24]
+
+
+def show(words: list[str]) -> int:
+    """One method, taken apart."""
+    if options.asks_help(words):
+        text = "A method: what its docstring says, its slots, the columns and model passes of a batch, its parameters."
+        print(options.page(["opd show METHOD"], text))
+        return 0
+    name = options.one_place(options.parse(words, (), "show")[0], "method", "show")
+    described = recipes.describe(name)
+    print(f"{name}\n{'=' * len(name)}\n\n{described.text}\n")
+    print("Slots")
+    table(slots(recipes.load(name)()))
+    print("\nColumns and model passes of one batch")
+    table(anatomy(name, {}))
+    print(options.listed(options.of_method(name)))
+    return 0
+
+
+def slots(method: Method) -> list[tuple[str, str]]:
+    """The five slots of a built method, in words."""
+    from opd.cli.wording import asked, worded
+
+    lines = [("sample", worded(method.sample))]
+    lines += [("teach", asked(ask)) for ask in method.teach] or [("teach", "nobody is asked")]
+    lines += [("credit", worded(method.credit))]
+    for name, term in method.terms.items():
+        scale = "" if term.scale == 1.0 else f", times {worded(term.scale)}"
+        rows = "" if term.rows == "keep" else f", over rows {term.rows!r}"
+        lines += [("loss", f"{name}: {worded(term.loss)}{scale}{rows}"), ("mean", worded(term.mean))]
+    epochs, parts = method.updates.epochs, method.updates.parts
+    lines += [("updates", f"{epochs * parts} per batch" + (f" ({epochs} epochs of {parts} parts)" if epochs > 1 else ""))]
+    lines += [("observe", ", ".join(worded(one) for one in method.observe))] if method.observe else []
+    lines += [("state", ", ".join(sorted(method.state)))] if method.state else []
+    lines += [(who, f"{spec}, unless --{who} says otherwise") for who, spec in method.casting.items()]
+    return lines
+
+
+def anatomy(name: str, parameters: dict[str, Any]) -> list[tuple[str, str]]:
+    """What one batch on the toy reads, writes and costs."""
+    from opd import contract
+
+    seen = contract.anatomy(toy_build(name, parameters))
+    return [
+        ("read", ", ".join(seen.reads) or "none beside the built-in ones"),
+        ("written", ", ".join(seen.writes) or "none"),
+        *((who, f"{n} {'time' if n == 1 else 'times'}") for who, n in seen.passes.items()),
+    ]
+
+
+def toy_build(name: str, parameters: dict[str, Any]) -> Callable[[], Method]:
+    """The recipe with a support that fits into the toy's vocabulary."""
+    recipe = recipes.load(name)
+    small = {p.name: TOY_K for p in recipes.describe(name).parameters if p.name == "k" and (p.default or 0) > TOY_K}
+    return lambda: recipe(**{**small, **parameters})
+
+
+def table(lines: Sequence[tuple[str, str]]) -> None:
+    left = max(len(head) for head, _ in lines) + 4
+    print("\n".join(line for head, text in lines for line in options.columns(head, text, left)))
+
+
+def check(words: list[str]) -> int:
+    """The contract, line by line; 1 when it is broken."""
+    names, *_ = [word for word in words if not word.startswith("-")] or [""]
+    if options.asks_help(words):
+        about = options.of_method(names) if names in recipes.names() else []
+        text = "Runs the contract on a toy model in float64: same gradient under any partition, nothing poisoned, it learns."
+        print(options.page(["opd check METHOD [--parameter value ...]"], text, about))
+        return 0
+    known = options.of_method(names) if names else []
+    places, given = options.parse(words, known, f"check {names}".strip())
+    name = options.one_place(places, "method", "check")
+
+    from opd import contract
+    from opd.settings import checked_parameters
+
+    parameters = checked_parameters(name, given)
+    start = time.perf_counter()
+    try:
+        for tried, seen in contract.check(toy_build(name, parameters)):
+            print(f"✓ {tried}: {seen}", flush=True)
+    except MethodError as error:
+        print(f"✗ {error}")
+        return 1
+    print(f"{name} keeps the contract ({time.perf_counter() - start:.1f} s)")
+    return 0

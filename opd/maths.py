@@ -1,0 +1,552 @@
+"""The formulas of on-policy distillation: how far a student is from its teacher at one decision, and which way is down.
+
+Conventions. `lp` are log-probabilities of the student, `lq` of the teacher. A divergence takes both over one last axis
+(the whole vocabulary, or a `Support` after `close`) and returns one number per row. N rows, V vocabulary, K support.
+Nothing is computed below float32. Mass 0 contributes exactly 0, whatever it is multiplied by; mass where the other side
+has none gives +inf, because that is its value. Teachers are constants.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid
+
+Outside = Literal["renormalise", "tail", "drop"]
+Gradient = Literal["pathwise", "score"]
+Scale = Literal["usual", "continuous"]
+
+
+class Scorer(Protocol):
+    """N distributions over V words that can be asked for log-probabilities by id."""
+
+    def at(self, ids: Tensor) -> Tensor: ...
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+# ---------------------------------------------------------------------------------------------------------- precision
+
+
+def upcast(x: Tensor) -> Tensor:
+    """`x` in float32 at least; float64 stays float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """log p = logits - logsumexp(logits) over the last axis, in float32 at least.
+
+    Shapes: [..., V] -> [..., V]. A logit of -inf is a word that does not exist: probability 0, gradient 0.
+    """
+    return torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+# ----------------------------------------------------------------------------------------------------------- supports
+
+
+@dataclass(frozen=True, eq=False)
+class Support:
+    """The words at which two models are compared, with the log-probability of each under its full softmax.
+
+    Shapes: all [N, K]. `valid` marks the real entries; what stands at the others is never looked at.
+    """
+
+    ids: Tensor
+    valid: Tensor
+    student: Tensor
+    teacher: Tensor
+
+
+def top_ids(logp: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The K most probable words, best first; words of probability 0 are returned as invalid.
+
+    Shapes: [N, V] -> ids [N, K], valid [N, K]. Raises ValueError unless 1 <= k <= V.
+    """
+    v = logp.shape[-1]
+    _require(1 <= k <= v, f"top_ids got k={k}, expected 1 <= k <= V={v}: choose a smaller support or use everything().")
+    best = logp.detach().topk(k, dim=-1)
+    return best.indices, best.values > -math.inf
+
+
+def union(
+    ids_a: Tensor, ids_b: Tensor, valid_a: Tensor | None = None, valid_b: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Every word of A or B once: the columns of both, with later repetitions marked invalid.
+
+    Shapes: [N, A], [N, B] -> ids [N, A+B], valid [N, A+B]; a missing mask means that all entries are valid.
+    """
+    valid_a = torch.ones_like(ids_a, dtype=torch.bool) if valid_a is None else valid_a
+    valid_b = torch.ones_like(ids_b, dtype=torch.bool) if valid_b is None else valid_b
+    ids, valid = torch.cat([ids_a, ids_b], -1), torch.cat([valid_a, valid_b], -1)
+    return ids, valid & _first_of_its_kind(ids.masked_fill(~valid, -1))
+
+
+def _first_of_its_kind(ids: Tensor) -> Tensor:
+    # By sorting, because comparing all pairs would need [N, K, K].
+    ranked, order = ids.sort(dim=-1, stable=True)
+    first = torch.ones_like(ids, dtype=torch.bool)
+    first[..., 1:] = ranked[..., 1:] != ranked[..., :-1]
+    return torch.empty_like(first).scatter_(-1, order, first)
+
+
+def plus(ids: Tensor, valid: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """The support and one more word per row, in a new last column that is invalid where the word was there already.
+
+    Shapes: [N, K], [N, K], [N] -> ids [N, K+1], valid [N, K+1].
+    """
+    return union(ids, token.unsqueeze(-1), valid)
+
+
+def everything(n: int, v: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """The whole vocabulary for each of N rows, as views that occupy one row. Shapes: ids [N, V], valid [N, V]."""
+    _require(v >= 1, f"everything got v={v}, expected at least one word: pass the vocabulary size.")
+    ids = torch.arange(v, device=device)
+    return ids.expand(n, v), torch.ones_like(ids, dtype=torch.bool).expand(n, v)
+
+
+def gather_support(student: Scorer, teacher: Scorer, ids: Tensor, valid: Tensor) -> Support:
+    """Both models asked at the same words; invalid ids are asked as word 0, so that any filler (say -1) will do.
+
+    Shapes: ids [N, K], valid [N, K] -> Support. Raises ValueError if the two shapes differ.
+    """
+    _require(
+        ids.shape == valid.shape,
+        f"gather_support got ids {tuple(ids.shape)} and valid {tuple(valid.shape)}, expected one shape: "
+        "pass the pair that one builder returned.",
+    )
+    asked = ids.masked_fill(~valid, 0)
+    return Support(ids, valid, student.at(asked), teacher.at(asked))
+
+
+def close(support: Support, outside: Outside) -> tuple[Tensor, Tensor]:
+    """Log-masses of both models on a support, with the words outside it treated as one says.
+
+    renormalise   log p(v) - log p(S)                [N, K]    words outside S are neither pushed nor pulled
+    tail          log p(v), and log(1 - p(S)) last   [N, K+1]  the rest is one more word; a KL is at most the full one
+    drop          log p(v)                           [N, K]    masses that do not sum to one; mind the gradient form
+
+    Invalid entries come out as -inf on both sides and receive gradient 0. A rest below 4 sqrt(K) eps is rounding: where
+    both sides are below it the bucket is empty (-inf, -inf); where one is, it counts as that size, gradient and all.
+    Raises ValueError for any other word. Sources: renormalise, arXiv 2603.25562 (LSM); tail, arXiv 2601.20802 (SDPO).
+    """
+    lp = upcast(support.student).masked_fill(~support.valid, -math.inf)
+    lq = upcast(support.teacher).masked_fill(~support.valid, -math.inf)
+    if outside == "drop":
+        return lp, lq
+    if outside == "renormalise":
+        return _renormalise(lp, support.valid), _renormalise(lq, support.valid)
+    _require(
+        outside == "tail", f"close got outside={outside!r}, expected 'renormalise', 'tail' or 'drop': name one of them."
+    )
+    return _with_tail(lp, lq)
+
+
+def _renormalise(logmass: Tensor, valid: Tensor) -> Tensor:
+    # Masked again afterwards: a row without any valid entry is nan here and must be an empty row.
+    return log_softmax(logmass).masked_fill(~valid, -math.inf)
+
+
+def _with_tail(lp: Tensor, lq: Tensor) -> tuple[Tensor, Tensor]:
+    eps = max(torch.finfo(lp.dtype).eps, torch.finfo(lq.dtype).eps)
+    resolution = 4 * math.sqrt(lp.shape[-1]) * eps
+    rest_p, rest_q = (1 - x.exp().sum(-1, keepdim=True) for x in (lp, lq))
+    empty = (rest_p < resolution) & (rest_q < resolution)
+    tail_p, tail_q = (_at_least(r, resolution).log().masked_fill(empty, -math.inf) for r in (rest_p, rest_q))
+    return torch.cat([lp, tail_p], -1), torch.cat([lq, tail_q], -1)
+
+
+def _at_least(x: Tensor, floor: float) -> Tensor:
+    # max(x, floor) with gradient 1 everywhere: a confident student must still be told about the mass it lacks outside.
+    return x + (floor - x.detach()).clamp_min(0)
+
+
+# -------------------------------------------------------------------------------------------------------- divergences
+
+
+_Formula = Callable[[Tensor, Tensor], Tensor]
+
+
+class _Divergence(torch.autograd.Function):
+    """D = value(lp, lq) with dD/dlp = slope(lp, lq): the backward recomputes, so that only the two inputs are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, lp: Tensor, lq: Tensor, value: _Formula, slope: _Formula) -> Tensor:
+        ctx.save_for_backward(lp, lq)
+        ctx.slope = slope
+        return value(lp, lq)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, None, None, None]:
+        lp, lq = ctx.saved_tensors
+        (grad,) = grad_outputs
+        return ctx.slope(lp, lq).mul_(grad.unsqueeze(-1)), None, None, None
+
+
+def _divergence(lp: Tensor, lq: Tensor, value: _Formula, slope: _Formula) -> Tensor:
+    _require(
+        lp.shape == lq.shape,
+        f"a divergence got lp {tuple(lp.shape)} and lq {tuple(lq.shape)}, expected one shape: "
+        "read both models at the same words.",
+    )
+    _require(
+        not (lq.requires_grad and torch.is_grad_enabled()),
+        "a divergence got a teacher lq that requires grad, expected a constant: detach it, or exchange the roles.",
+    )
+    return _Divergence.apply(upcast(lp), upcast(lq), value, slope)  # type: ignore[no-any-return]
+
+
+def _weigh(logmass: Tensor, x: Tensor) -> Tensor:
+    # exp(logmass) * x, written over x. Mass 0 gives 0: 0 * inf would be nan.
+    mass = logmass.exp()
+    return x.mul_(mass).masked_fill_(mass == 0, 0)
+
+
+def reverse_kl(lp: Tensor, lq: Tensor, gradient: Gradient = "pathwise") -> Tensor:
+    """KL(p || q) = sum_v p (log p - log q), the divergence that a student minimises on its own samples.
+
+    "pathwise" differentiates the formula, "score" holds the bracket still: sum_v p sg(log p - log q). They agree for
+    masses that sum to one; on a dropped support they differ by grad p(S), which lowers every word with q < e p.
+    Shapes: [N, K], [N, K] -> [N]. Raises ValueError for another gradient form. Source: arXiv 2306.08543, 2605.11182.
+    """
+    _require(
+        gradient in ("pathwise", "score"),
+        f"got gradient={gradient!r}, expected 'pathwise' or 'score': name one of them.",
+    )
+    one = 1.0 if gradient == "pathwise" else 0.0
+    return _divergence(
+        lp,
+        lq,
+        value=lambda lp, lq: _weigh(lp, lp - lq).sum(-1),
+        slope=lambda lp, lq: _weigh(lp, (lp - lq).add_(one)),
+    )
+
+
+def forward_kl(lp: Tensor, lq: Tensor) -> Tensor:
+    """KL(q || p) = sum_v q (log q - log p), the divergence of supervised distillation.
+
+    Shapes: [N, K], [N, K] -> [N]. Source: Hinton et al., arXiv 1503.02531.
+    """
+    return _divergence(
+        lp,
+        lq,
+        value=lambda lp, lq: _weigh(lq, lq - lp).sum(-1),
+        slope=lambda lp, lq: lq.exp().neg_(),
+    )
+
+
+def cross_entropy(lp: Tensor, lq: Tensor) -> Tensor:
+    """H(q, p) = -sum_v q log p: forward KL without the teacher's entropy, with the same gradient.
+
+    Shapes: [N, K], [N, K] -> [N]. Source: Hinton et al., arXiv 1503.02531.
+    """
+    return _divergence(
+        lp,
+        lq,
+        value=lambda lp, lq: _weigh(lq, -lp).sum(-1),
+        slope=lambda lp, lq: lq.exp().neg_(),
+    )
+
+
+def entropy(lp: Tensor) -> Tensor:
+    """H(p) = -sum_v p log p, which is minus the reverse KL to the counting measure. Shapes: [N, K] -> [N]."""
+    return -reverse_kl(lp, lp.new_zeros(()).expand_as(lp))
+
+
+def linear_mix(lp: Tensor, lq: Tensor, beta: float) -> Tensor:
+    """(1 - beta) KL(q || p) + beta KL(p || q): forward at beta = 0, reverse at beta = 1.
+
+    Shapes: [N, K], [N, K] -> [N]. Raises ValueError unless 0 <= beta <= 1.
+    """
+    _require_beta(beta)
+    if beta == 0:
+        return forward_kl(lp, lq)
+    if beta == 1:
+        return reverse_kl(lp, lq)
+    return (1 - beta) * forward_kl(lp, lq) + beta * reverse_kl(lp, lq)
+
+
+def jsd(lp: Tensor, lq: Tensor, beta: float, scale: Scale = "usual") -> Tensor:
+    """beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p: generalised Jensen-Shannon.
+
+    The formula vanishes at both ends. "usual" puts forward KL at beta = 0 and reverse KL at beta = 1 all the same, as
+    everybody does, so that the knob jumps there; "continuous" divides by beta (1 - beta) and tends to those two KLs.
+    Shapes: [N, K], [N, K] -> [N]. Raises ValueError unless 0 <= beta <= 1. Source: GKD, arXiv 2306.13649.
+    """
+    _require_beta(beta)
+    _require_scale(scale)
+    if beta in (0, 1):
+        return linear_mix(lp, lq, beta)
+    size = 1.0 if scale == "usual" else 1 / (beta * (1 - beta))
+
+    # In the posterior odds of "the teacher wrote v": log q/m and log p/m without forming m, exact for beta near 0 or 1.
+    def student(lp: Tensor, lq: Tensor) -> Tensor:
+        return _weigh(lp, logsigmoid(-_odds(lp, lq, beta)).sub_(math.log1p(-beta))).mul_(size * (1 - beta))
+
+    def teacher(lp: Tensor, lq: Tensor) -> Tensor:
+        return _weigh(lq, logsigmoid(_odds(lp, lq, beta)).sub_(math.log(beta))).mul_(size * beta)
+
+    # m depends on p too, but what that adds to the slope cancels.
+    return _divergence(lp, lq, value=lambda lp, lq: student(lp, lq).sum(-1) + teacher(lp, lq).sum(-1), slope=student)
+
+
+def skew_kl(lp: Tensor, lq: Tensor, alpha: float) -> Tensor:
+    """KL(q || alpha q + (1 - alpha) p), forward KL at alpha = 0 and never above -log alpha.
+
+    Shapes: [N, K], [N, K] -> [N]. Raises ValueError unless 0 <= alpha < 1. Source: DistiLLM, arXiv 2402.03898.
+    """
+    _require_skew(alpha)
+    if alpha == 0:
+        return forward_kl(lp, lq)
+    return _divergence(
+        lp,
+        lq,
+        value=lambda lp, lq: _weigh(lq, logsigmoid(_odds(lp, lq, alpha)).sub_(math.log(alpha))).sum(-1),
+        slope=lambda lp, lq: _weigh(lq, _odds(lp, lq, alpha).neg_().sigmoid_().neg_()),
+    )
+
+
+def skew_reverse_kl(lp: Tensor, lq: Tensor, alpha: float, detach_mixture: bool = False) -> Tensor:
+    """KL(p || (1 - alpha) q + alpha p), reverse KL at alpha = 0 and never above -log alpha.
+
+    `detach_mixture` holds the alpha p of the mixture still in the gradient, as the released DistiLLM-2 does.
+    Shapes: [N, K], [N, K] -> [N]. Raises ValueError unless 0 <= alpha < 1. Source: arXiv 2402.03898, 2503.07067.
+    """
+    _require_skew(alpha)
+    if alpha == 0:
+        return reverse_kl(lp, lq)
+
+    def log_ratio(odds: Tensor) -> Tensor:
+        return logsigmoid(-odds).sub_(math.log(alpha))
+
+    def slope(lp: Tensor, lq: Tensor) -> Tensor:
+        odds = _odds(lp, lq, 1 - alpha)
+        return _weigh(lp, log_ratio(odds).add_(1.0 if detach_mixture else odds.sigmoid()))
+
+    return _divergence(
+        lp, lq, value=lambda lp, lq: _weigh(lp, log_ratio(_odds(lp, lq, 1 - alpha))).sum(-1), slope=slope
+    )
+
+
+def _odds(lp: Tensor, lq: Tensor, beta: float) -> Tensor:
+    # log beta q / ((1 - beta) p), so that sigmoid is the share of the teacher in m = beta q + (1 - beta) p.
+    return (lq - lp).add_(math.log(beta) - math.log1p(-beta))
+
+
+def power_reward(lp: Tensor, lq: Tensor, alpha: float, scale: Scale = "usual") -> Tensor:
+    """q^alpha - p^alpha for the chosen word: bounded by 1, with the sign of the log-ratio; a constant for the gradient.
+
+    alpha = 0 is log q - log p in both scales, the limit of "continuous", which divides by alpha.
+    Shapes: any one shape. Raises ValueError unless alpha >= 0. Source: PowerOPD, arXiv 2606.17199.
+    """
+    _require_power(alpha)
+    _require_scale(scale)
+    return _box_cox(upcast(lp).detach(), upcast(lq).detach(), alpha).mul_(_power_size(alpha, scale))
+
+
+def power_divergence(lp: Tensor, lq: Tensor, alpha: float, scale: Scale = "usual") -> Tensor:
+    """1/(1+alpha) sum_v [p^(1+alpha) - (1+alpha) q^alpha p + alpha q^(1+alpha)]: `power_reward` made exact.
+
+    The Bregman divergence whose slope is p (p^alpha - q^alpha); half the squared distance at alpha = 1. alpha = 0 is
+    reverse KL, sum_v p log(p/q) - p + q, in both scales, the limit of "continuous", which divides by alpha.
+    Shapes: [N, K], [N, K] -> [N]. Raises ValueError unless alpha >= 0.
+    Source: the reward is PowerOPD, arXiv 2606.17199; the divergence is Basu et al., Biometrika 85 (1998).
+    """
+    _require_power(alpha)
+    _require_scale(scale)
+    size = _power_size(alpha, scale)
+
+    def value(lp: Tensor, lq: Tensor) -> Tensor:
+        gain = _weigh(lp, _box_cox(lp, lq, alpha))
+        linear = (lp.exp() - lq.exp()).mul_(lq.mul(alpha).exp_()) if alpha else lp.exp() - lq.exp()
+        return gain.add_(linear).sum(-1).mul_(-size / (1 + alpha))
+
+    return _divergence(lp, lq, value, slope=lambda lp, lq: _weigh(lp, _box_cox(lp, lq, alpha)).mul_(-size))
+
+
+def _box_cox(lp: Tensor, lq: Tensor, alpha: float) -> Tensor:
+    # (q^alpha - p^alpha) / alpha, with the larger power factored out: its digits survive both small and large alpha.
+    gap = (lq - lp).masked_fill_(lq == lp, 0)  # also where both are -inf
+    if alpha == 0:
+        return gap
+    larger = torch.maximum(lp, lq).mul_(alpha).exp_().div_(alpha)
+    return larger.mul_(gap.abs().mul_(-alpha).expm1_().neg_().copysign_(gap))
+
+
+def _power_size(alpha: float, scale: Scale) -> float:
+    return alpha if alpha and scale == "usual" else 1.0
+
+
+def _require_beta(beta: float) -> None:
+    _require(0 <= beta <= 1, f"got beta={beta}, expected 0 (forward KL) to 1 (reverse KL): choose a value in between.")
+
+
+def _require_skew(alpha: float) -> None:
+    _require(0 <= alpha < 1, f"got alpha={alpha}, expected 0 <= alpha < 1: at 1 a skew KL is identically zero.")
+
+
+def _require_power(alpha: float) -> None:
+    _require(alpha >= 0, f"got alpha={alpha}, expected alpha >= 0: use 0 for the log-ratio, which is unbounded.")
+
+
+def _require_scale(scale: Scale) -> None:
+    _require(
+        scale in ("usual", "continuous"), f"got scale={scale!r}, expected 'usual' or 'continuous': name one of them."
+    )
+
+
+# ------------------------------------------------------------------------------ exact inside a support, sampled outside
+
+
+def sampled_tail_reverse_kl(
+    support: Support,
+    chosen_student: Tensor,
+    chosen_teacher: Tensor,
+    chosen_inside: Tensor,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Reverse KL with its head summed over S and its tail read off the sampled word y; unbiased in value and gradient.
+
+    sum_{v in S} p sg(log p/q)  +  1[y not in S] weight (p(y) / sg p(y)) sg(log p(y)/q(y)),    y ~ mu
+
+    Shapes: Support [N, K]; chosen_* [N], the log-probabilities of y; chosen_inside [N] bool; weight [N], the ratio
+    p(y)/mu(y) to the sampler mu (a constant; 1 if absent) -> [N].
+    Source: the support variants of arXiv 2603.25562, with the score form in the head.
+    """
+    head = reverse_kl(*close(support, "drop"), gradient="score")
+    return head + _sampled_tail(chosen_student, chosen_teacher, chosen_inside, weight)
+
+
+def published_sampled_tail_reverse_kl(
+    support: Support,
+    chosen_student: Tensor,
+    chosen_teacher: Tensor,
+    chosen_inside: Tensor,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """`sampled_tail_reverse_kl` as it was released: a pathwise head, whose gradient is off by grad p(S) on average.
+
+    Shapes: as there. Source: EMA-PG in the code of arXiv 2603.25562. Kept for reproducing published numbers.
+    """
+    head = reverse_kl(*close(support, "drop"), gradient="pathwise")
+    return head + _sampled_tail(chosen_student, chosen_teacher, chosen_inside, weight)
+
+
+def _sampled_tail(student: Tensor, teacher: Tensor, inside: Tensor, weight: Tensor | None) -> Tensor:
+    student, constant = upcast(student), upcast(student).detach()
+    cost = constant - upcast(teacher).detach()
+    if weight is not None:
+        cost = cost * weight.detach()
+    return (student - constant).exp() * cost.masked_fill(inside, 0)
+
+
+# ------------------------------------------------------------------------------------------ estimators from one sample
+
+
+def k1(lp: Tensor, lq: Tensor) -> Tensor:
+    """log p - log q for y ~ p. Mean: reverse KL. Mean of the gradient: 0, so it teaches nothing as a loss.
+
+    Shapes: [N], [N] -> [N]. Source: Schulman, "Approximating KL Divergence" (2020).
+    """
+    return upcast(lp) - upcast(lq)
+
+
+def k2(lp: Tensor, lq: Tensor) -> Tensor:
+    """(log p - log q)^2 / 2 for y ~ p. Mean: reverse KL to second order only. Mean of the gradient: that of reverse KL.
+
+    Shapes: [N], [N] -> [N]. Source: Schulman, "Approximating KL Divergence" (2020).
+    """
+    return 0.5 * k1(lp, lq).square()
+
+
+def k3(lp: Tensor, lq: Tensor) -> Tensor:
+    """q/p - 1 - log(q/p) for y ~ p, never negative. Mean: reverse KL. Mean of the gradient: that of *forward* KL.
+
+    Shapes: [N], [N] -> [N]. Source: Schulman, "Approximating KL Divergence" (2020).
+    """
+    log_ratio = k1(lp, lq)
+    return torch.expm1(-log_ratio) + log_ratio
+
+
+# ------------------------------------------------------------------------------------------- score-function surrogates
+
+
+def policy_gradient(logp: Tensor, advantage: Tensor) -> Tensor:
+    """-A log p(y): the gradient of -E[A] when y was drawn from p itself; A is held still.
+
+    Shapes: [N], [N] -> [N]. Source: Williams, REINFORCE (1992).
+    """
+    return -advantage.detach() * upcast(logp)
+
+
+def importance_gradient(logp: Tensor, behaviour: Tensor, advantage: Tensor) -> Tensor:
+    """-A p(y) / mu(y): the same for y ~ mu, the distribution that really drew the word; A and mu are held still.
+
+    Shapes: [N], [N], [N] -> [N]. Source: Thinking Machines, "On-Policy Distillation" (2025).
+    """
+    return -advantage.detach() * _ratio(logp, behaviour)
+
+
+def ppo_clip(logp: Tensor, old: Tensor, advantage: Tensor, low: float = 0.2, high: float = 0.2) -> Tensor:
+    """-min(r A, clip(r, 1 - low, 1 + high) A) with r = p(y) / old(y), old being this model at the start of the batch.
+
+    Shapes: [N], [N], [N] -> [N]. Raises ValueError unless 0 <= low <= 1 and high >= 0.
+    Source: PPO, arXiv 1707.06347; unequal bounds, DAPO, arXiv 2503.14476.
+    """
+    _require(
+        0 <= low <= 1 and high >= 0,
+        f"got low={low} and high={high}, expected 0 <= low <= 1 and high >= 0: they are distances from 1, such as 0.2.",
+    )
+    ratio, advantage = _ratio(logp, old), advantage.detach()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+
+
+def importance_weight(old: Tensor, behaviour: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """min(old(y) / mu(y), cap), and where the cap was needed; both are constants for the gradient.
+
+    Shapes: [N], [N] -> weight [N], truncated [N] bool. Raises ValueError unless cap > 0.
+    Source: truncated importance sampling, Ionides (2008).
+    """
+    _require(cap > 0, f"got cap={cap}, expected a positive number: use math.inf for no truncation.")
+    weight = _ratio(old, behaviour).detach()
+    return weight.clamp(max=cap), weight > cap
+
+
+def _ratio(logp: Tensor, reference: Tensor) -> Tensor:
+    return (upcast(logp) - upcast(reference).detach()).exp()
+
+
+# ------------------------------------------------------------------------------------------------------------- horizon
+
+
+def returns(values: Tensor, segment: Tensor, time: Tensor, gamma: float) -> Tensor:
+    """R_n = sum of gamma^(time_m - time_n) values_m over the rows m >= n of the same segment, in table order.
+
+    gamma = 0 is exactly `values` (the immediate signal, even where rows share a time), gamma = 1 sums to the end.
+    Segments may interleave; time (row number, position, turn) may not fall within one. A constant for the gradient.
+    Shapes: [N], [N], [N] -> [N]. Raises ValueError unless 0 <= gamma <= 1 and time never falls.
+    Source: arXiv 2603.25562 (0 is token level, 1 sequence level).
+    """
+    _require(0 <= gamma <= 1, f"got gamma={gamma}, expected 0 (immediate) to 1 (to the end): choose one in between.")
+    result = upcast(values.detach())
+    if gamma == 0:
+        return result.clone()
+    columns = [cast(list[float], x.detach().flip(0).tolist()) for x in (values, segment, time)]  # pyright: ignore
+    after: dict[float, tuple[float, float]] = {}  # segment -> time and return of the row that follows in it
+    total: list[float] = []
+    for value, name, now in zip(*columns, strict=True):
+        then, future = after.get(name, (now, 0.0))
+        if then < now:
+            raise ValueError(f"segment {name} got time {now} before {then}, expected no fall: sort its rows by time.")
+        total.append(value + gamma ** (then - now) * future)
+        after[name] = now, total[-1]
+    return result.new_tensor(total[::-1])
