@@ -7,7 +7,7 @@ import math
 import tomllib
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -64,13 +64,7 @@ class Settings(BaseModel):
     @classmethod
     def of(cls, **values: Any) -> Settings:
         """Checked settings; every mistake is one sentence with got, expected and remedy."""
-        for name in values:
-            if name not in cls.model_fields:
-                raise SettingError("unknown setting", got=repr(name), remedy=nearest(name, cls.model_fields))
-        try:
-            settings = cls(**values)
-        except ValidationError as error:
-            raise _sentence(error, "setting") from None
+        settings = checked(cls, values)
         settings.parameters = checked_parameters(settings.method, settings.parameters)
         return settings
 
@@ -113,6 +107,20 @@ def read_toml(file: str | Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} is not TOML", got=str(error)) from None
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(kind: type[Model], values: dict[str, Any]) -> Model:
+    """A model of these values, brought to their types."""
+    for name in values:
+        if name not in kind.model_fields:
+            raise SettingError("unknown setting", got=repr(name), remedy=nearest(name, kind.model_fields))
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise _sentence(error, "setting") from None
 
 
 def checked_parameters(method: str, given: dict[str, Any]) -> dict[str, Any]:
