@@ -39,9 +39,8 @@ class Source:
             raise DataError("the task has no training problem", expected="at least one")
         places = range(self.position, self.position + n)
         self.position += n
-        return [
-            Visit(self.problems[self._order(place // size)[place % size]], place // size, self.seed) for place in places
-        ]
+        orders = {epoch: self._order(epoch) for epoch in {place // size for place in places}}
+        return [Visit(self.problems[orders[p // size][p % size]], p // size, self.seed) for p in places]
 
     def _order(self, epoch: int) -> Array:
         return np.random.Generator(np.random.Philox(key=[self.seed % 2**64, epoch])).permutation(len(self.problems))

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -96,16 +97,16 @@ class Rollout:
                     f"column {name!r} of rollout {self.problem.id}: got {len(column)} values for {self.n} rows"
                 )
 
-    @property
+    @cached_property
     def positions(self) -> Array:
         """[n] token positions that somebody decided."""
         return np.flatnonzero(self.author > GIVEN)
 
-    @property
+    @cached_property
     def n(self) -> int:
         return int((self.author > GIVEN).sum())
 
-    @property
+    @cached_property
     def decisions(self) -> Array:
         """[n] ids of the decided tokens."""
         return self.tokens[self.author > GIVEN]

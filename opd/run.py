@@ -19,7 +19,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +33,7 @@ from opd import cast as casting
 from opd import recipes
 from opd.checkpoint import checkpoints, forget_old, load_state, save_state, write_folder, write_text
 from opd.drafts import drafts
-from opd.errors import ModelError, SettingError
+from opd.errors import DataError, ModelError, SettingError
 from opd.evaluate import Evaluation, evaluate
 from opd.loop import Batch, Source, Training, train
 from opd.method import Method
@@ -127,7 +127,8 @@ class Run:
             done = batch.step + 1
             last = done == self.settings.steps
             if not last and self.due(self.settings.eval_every, done):
-                self.examine(done)
+                with suppress(Stopped):  # the checkpoint comes first
+                    self.examine(done)
             if last or self.stopping or self.due(self.settings.checkpoint_every, done):
                 self.save()
             if self.stopping and not last:
@@ -149,7 +150,7 @@ class Run:
         }
         self.save_drafts(0)
         write_text(file, json.dumps(result))
-        self.append(exam_line(0, result["student"]))
+        self.note(exam_line(0, result["student"]))
         return result
 
     def teacher_result(self) -> dict[str, Any] | None:
@@ -179,11 +180,13 @@ class Run:
 
     def examine(self, step: int) -> dict[str, Any]:
         result = self.evaluation("student", self.training.student).to_json()
-        line = exam_line(step, result)
+        self.note(exam_line(step, result))
+        return result
+
+    def note(self, line: dict[str, Any]) -> None:
         self.append(line)
         for watch in self.watches:
             watch.examined(line)
-        return result
 
     def conclude(self, before: dict[str, Any]) -> dict[str, Any]:
         """The last examination, drafts, the model as a Hugging Face folder, and the summary."""
@@ -322,6 +325,7 @@ def build(settings: Settings) -> Training:
     student = cast["student"]
     check_capabilities(method, cast)
     check_support(method, student.vocab)
+    check_prompts(task, student)
     parameters = [{"params": list(student.parameters())}]
     own = [
         p for term in method.terms.values() if isinstance(term.loss, torch.nn.Module) for p in term.loss.parameters()
@@ -336,6 +340,20 @@ def build(settings: Settings) -> Training:
         student, cast, task, method, optimizer, settings.rate, Source(task.train, settings.seed), settings.steps, settings.batch,
         settings.max_grad_norm, settings.micro_tokens, settings.chunk,
     )  # fmt: skip
+
+
+def check_prompts(task: Task, student: Any) -> None:
+    """Every prompt leaves room for an answer: better refused here than after hours of learning."""
+    for problem in (*task.train, *task.held_out):
+        n = len(student.render(problem.messages))
+        if n >= student.context:
+            start = " ".join(problem.messages[-1]["content"].split())[:40]
+            raise DataError(
+                f"the prompt of problem {problem.id} ({start!r}...) does not fit the context of {student.name}",
+                got=f"{n} tokens",
+                expected=f"at most {student.context - 1}",
+                remedy="Drop or shorten that problem",
+            )
 
 
 def check_support(method: Method, vocab: int) -> None:

@@ -13,14 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from opd import recipes
 from opd.errors import SettingError, nearest
+
 if TYPE_CHECKING:
     from opd.method import Method
+
+RECORDED = ("versions", "git")  # what a run writes into its run.toml beside the settings
 
 
 class Settings(BaseModel):
     """What to run. Parameters of the method stand under `parameters` (in TOML: the table [parameters])."""
 
-    model_config = ConfigDict(extra="forbid", strict=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=False, validate_default=True, allow_inf_nan=False)
 
     method: str = Field(description="the recipe, see 'opd list'")
     parameters: dict[str, Any] = Field(default_factory=dict, description="of the recipe, see 'opd show METHOD'")
@@ -71,8 +74,11 @@ class Settings(BaseModel):
     @classmethod
     def read(cls, file: str | Path, **overrides: Any) -> Settings:
         """Settings from a TOML file, with whatever is given beside it on top."""
-        values = read_toml(file)
-        parameters = {**values.pop("parameters", {}), **overrides.pop("parameters", {})}
+        values = {name: value for name, value in read_toml(file).items() if name not in RECORDED}
+        written = values.pop("parameters", {})
+        if not isinstance(written, dict):
+            raise SettingError(f"parameters in {file}", got=repr(written), expected="a table [parameters]")
+        parameters = {**written, **overrides.pop("parameters", {})}
         return cls.of(**{**values, **overrides, "parameters": parameters})
 
     @property
@@ -93,6 +99,21 @@ class Settings(BaseModel):
             "cosine": self.floor + (1 - self.floor) * _cosine(done),
         }
         return self.lr * warm * shape[self.schedule]
+
+
+EXPECTED = {  # by pydantic's type of mistake
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+}
 
 
 def _cosine(done: float) -> float:
@@ -131,22 +152,23 @@ def checked_parameters(method: str, given: dict[str, Any]) -> dict[str, Any]:
     for name in given:
         if name not in known:
             raise SettingError(f"unknown parameter of {method}", got=repr(name), remedy=nearest(name, known))
-    checked: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in given.items():
         try:
-            checked[name] = TypeAdapter(hints[name]).validate_python(value)
+            found[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
             raise _sentence(error, f"parameter {name!r} of {method}") from None
-    recipe(**checked)  # a recipe says itself which values cannot be
-    return checked
+    recipe(**found)  # a recipe says itself which values cannot be
+    return found
 
 
 def _sentence(error: ValidationError, what: str) -> SettingError:
+    """The first mistake, in words of our own where pydantic speaks of parsing."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    place = [part for part in first["loc"] if isinstance(part, str)]
     message = first["msg"][0].lower() + first["msg"][1:]
-    return SettingError(
-        f"{what} {name!r}" if name else what,
-        got=repr(first["input"]),
-        expected=message.removeprefix("input should be "),
-    )
+    expected = EXPECTED.get(first["type"], message.removeprefix("input should be "))
+    if first["type"] == "missing":
+        expected = "a value" if len(first["loc"]) == 1 else "one more value"
+    got = None if expected == "a value" else repr(first["input"])
+    return SettingError(f"{what} {place[0]!r}" if place else what, got=got, expected=expected)

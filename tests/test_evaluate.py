@@ -31,7 +31,7 @@ def bigram(seed):
 
 @dataclass
 class Table:
-    """Writes what its table says: greedily the first answer of a prompt, else one chosen by the seed. Reads as a bigram."""
+    """Writes what its table says: greedily a prompt's first answer, else one chosen by the seed. Reads as a bigram."""
 
     answers: dict[str, list[str]]
     table: torch.Tensor = field(default_factory=lambda: bigram(0))

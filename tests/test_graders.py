@@ -53,7 +53,8 @@ def test_without_an_answer_nothing_is_graded():
 
 
 def test_a_grader_of_ones_own_is_imported_and_checked(tmp_path, monkeypatch):
-    source = "def half(problem, text): return 0.5\ndef bad(problem, text): return 2\ndef silent(problem, text): return None\n"
+    grades = {"half": 0.5, "bad": 2, "silent": None}
+    source = "".join(f"def {name}(problem, text): return {grade}\n" for name, grade in grades.items())
     (tmp_path / "my_graders.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     assert named("my_graders:half")(asked(None), "x") == 0.5

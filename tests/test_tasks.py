@@ -156,6 +156,7 @@ def test_counts_are_kept_and_a_growing_file_moves_nobody(tmp_path):
     assert (len(small.held_out), ids(small.train)) == (7, ids(load_task(f"jsonl:{path},held_out=7").train)[:11])
     half = load_task(f"jsonl:{write(tmp_path / 'b.jsonl', *rows[:3000])}")
     assert not set(ids(half.train)) & set(ids(task.held_out))
+    assert ids(load_task(f"jsonl:{path},held_out=7,seed=1").held_out) != ids(small.held_out)
     assert len(load_task(f"jsonl:{write(tmp_path / 'c.jsonl', *rows[:2])}").held_out) == 1
 
 

@@ -68,21 +68,21 @@ class Progress:
 
     def examined(self, metrics: dict[str, Any]) -> None:
         self.phase_now = ("", 0, 0)
-        self.exam = {key.removeprefix("eval."): value for key, value in metrics.items() if key.startswith("eval.")}
+        self.exam = without_prefix(metrics)
         self.first_exam = self.first_exam or self.exam
-        for what, times in (self.exam.get("grader_errors") or {}).items():
-            self.warn(f"the grader failed {times} times: {what}", key=what)
 
     def finished(self, summary: dict[str, Any] | None) -> None:
         if summary is None:
             return
-        before, after, teacher = (summary.get(name) or {} for name in ("student_before", "student_after", "teacher"))
-        for name, what in (("greedy", "accuracy, greedy"), ("sampled", "accuracy, sampled")):
-            if (a := share(before, name)) and (b := share(after, name)):
-                best = share(teacher, name)
-                self.say(f"{what}: {a} -> {b}" + (f", teacher {best}" if best else ""), "bold")
-        if before.get("kl") and after.get("kl"):
-            self.say(f"reverse KL: {before['kl']['per_token']:.4g} -> {after['kl']['per_token']:.4g} nats per token", "bold")
+        before, after, teacher = (flat(summary[name]) for name in ("student_before", "student_after", "teacher"))
+        for name in ("greedy", "sampled"):
+            if name in before and name in after:
+                best = f", teacher {share(teacher, name)}" if name in teacher else ""
+                self.say(f"accuracy, {name}: {share(before, name)} -> {share(after, name)}{best}", "bold")
+        if "reverse_kl" in before and "reverse_kl" in after:
+            self.say(f"reverse KL: {before['reverse_kl']:.4g} -> {after['reverse_kl']:.4g} nats per token", "bold")
+        for what, times in summary["student_after"]["grader_errors"].items():
+            self.warn(f"the grader failed {times} times in the last examination: {what}")
         self.say(f"the student is in {self.folder / 'model'}; its page: opd report {self.folder}")
 
     # -- words --------------------------------------------------------------------------------------------------------
@@ -118,24 +118,32 @@ class Progress:
         m = self.metrics
         words = [f"loss {m['loss']:.4g}"] if m else []
         words += [f"reward {m['reward']:.2f}"] if "reward" in m else []
-        return words + ([f"length {m['length']:.0f}"] if m else []) + ([f"cut {m['truncated']:.0%}"] if m.get("truncated") else [])
+        return words + ([f"length {m['length']:.0f}"] if m else []) + ([f"cut off {m['truncated']:.0%}"] if m.get("truncated") else [])
+
+
+def flat(result: dict[str, Any] | None) -> dict[str, Any]:
+    """An evaluation as the numbers of one line of metrics: greedy, greedy.low, reverse_kl, ..."""
+    from opd.run import exam_line
+
+    return without_prefix(exam_line(0, result)) if result else {}
+
+
+def without_prefix(line: dict[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix("eval."): value for key, value in line.items() if key.startswith("eval.")}
 
 
 def exam_words(exam: dict[str, Any]) -> list[str]:
     """An examination: accuracies with intervals, reverse KL, length."""
-    words = [f"{name} {found}" for name in ("greedy", "sampled") if (found := share(exam, name))]
-    if exam.get("kl"):
-        words.append(f"reverse KL {exam['kl']['per_token']:.4g}")
-    if draws := exam.get("sampled") or exam.get("greedy"):
-        words.append(f"length {draws['length']:.0f}")
-        words += [f"cut {draws['truncated']:.0%}"] if draws["truncated"] else []
-    return words
+    words = [f"{name} {share(exam, name)}" for name in ("greedy", "sampled") if name in exam]
+    words += [f"reverse KL {exam['reverse_kl']:.4g}"] if "reverse_kl" in exam else []
+    kind = "sampled" if "sampled.length" in exam else "greedy"
+    words += [f"length {exam[f'{kind}.length']:.0f}"]
+    return words + ([f"cut off {exam[f'{kind}.truncated']:.0%}"] if exam[f"{kind}.truncated"] else [])
 
 
 def share(exam: dict[str, Any], name: str) -> str:
-    """'31.2 % (25.9 to 37.1)', or nothing where nothing was graded."""
-    found = (exam.get(name) or {}).get("accuracy")
-    return f"{found['value']:.1%} ({100 * found['low']:.1f} to {100 * found['high']:.1f})" if found else ""
+    """A proportion with its interval: 31.2% (25.9 to 37.1)."""
+    return f"{exam[name]:.1%} ({100 * exam[f'{name}.low']:.1f} to {100 * exam[f'{name}.high']:.1f})"
 
 
 def spark(values: Sequence[float]) -> str:
@@ -191,7 +199,7 @@ class LivePanel(Progress):
         self.live = Live(get_renderable=self.panel, console=console, refresh_per_second=4)
 
     def say(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style))
+        self.console.print(Text(text, style), soft_wrap=True)
 
     def started(self, run: Run) -> None:
         super().started(run)
@@ -215,7 +223,7 @@ class LivePanel(Progress):
             grid.add_row("tokens/s", self.rates())
         if self.exam:
             grid.add_row("held out", Text("  ".join(exam_words(self.exam)), "bold"))
-        if self.first_exam is not self.exam:
+        if self.first_exam and self.first_exam is not self.exam:
             grid.add_row("at first", "  ".join(exam_words(self.first_exam)))
         elapsed = clock(time.monotonic() - self.began)
         return Panel(grid, title=Text(self.title), title_align="left", subtitle=elapsed, subtitle_align="right")

@@ -5,55 +5,54 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, Field
 
 from opd.cli import options
-from opd.cli.display import exam_words, share
-from opd.cli.options import Option
+from opd.cli.display import flat, share
 from opd.errors import SettingError
+from opd.settings import Settings, checked
 
 if TYPE_CHECKING:
-    from opd.evaluate import Evaluation
+    from opd.evaluate import Draws, Evaluation
 
-OPTIONS = [
-    Option("task", "str", "", "sums, jsonl:FILE, parquet:FILE or reasoning_gym:NAME"),
-    Option("samples", "int", 1, "sampled answers per problem; 0 for the greedy answer alone"),
-    Option("problems", "int", 0, "first so many held-out problems; 0 for all"),
-    Option("temperature", "float", 1.0, "of the sampled answers"),
-    Option("top_p", "float", 1.0, "nucleus of the sampled answers"),
-    Option("max_new", "int", 256, "tokens of an answer at most"),
-    Option("seed", "int", 0, "of the sampled answers"),
-    Option("teacher", "str", "", "a model: measures the reverse KL to it, on the sampled answers"),
-    Option("dtype", "str", "auto", "float32, bfloat16, float16 or float64"),
-    Option("device", "str", "auto", "cpu, cuda, cuda:1 ..."),
-    Option("trust_remote_code", "bool", False, "allow code from a model folder to run"),
-    Option("json", "bool", False, "everything as JSON on one line"),
-]
+
+class Exam(BaseModel, allow_inf_nan=False):
+    """The options of `opd eval`."""
+
+    task: str = Field("", description="sums, jsonl:FILE, parquet:FILE or reasoning_gym:NAME")
+    samples: int = Field(1, ge=0, description="sampled answers per problem; 0: only the greedy one")
+    problems: int = Field(0, ge=0, description="the first so many held-out problems; 0: all of them")
+    temperature: float = Field(1.0, gt=0, description="of the sampled answers")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of the sampled answers")
+    max_new: int = Field(256, ge=1, description="tokens of an answer at most")
+    seed: int = Field(0, ge=0, description="of the sampled answers")
+    teacher: str = Field("", description="a model folder or hub name; measures the reverse KL to it")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field("auto", description="of the model")
+    device: str = Field("auto", description="cpu, cuda, cuda:1 ...")
+    trust_remote_code: bool = Field(False, description="allow code from a model folder to run")
+
+
+JSON = options.Option("json", "bool", False, "everything as JSON on one line", "Output")
 
 
 def eval_(words: list[str]) -> int:
-    """Examines one model and prints what it found."""
+    """Examines one model and prints what was found."""
+    known = [*options.of_fields(Exam), JSON]
     if options.asks_help(words):
-        text = "Examines a model folder, hub name, embedded:NAME or run folder on the held-out problems of a task."
-        print(options.page(["opd eval MODEL --task SPEC [options]"], text, OPTIONS))
+        text = "Examines a model folder, a hub name, embedded:NAME or a run folder on the held-out problems of a task."
+        print(options.page(["opd eval MODEL --task SPEC [options]"], text, known))
         return 0
-    places, given = options.parse(words, OPTIONS, "eval")
+    places, given = options.parse(words, known, "eval")
     model = options.one_place(places, "model", "eval")
-    if not given.get("task"):
-        raise SettingError("opd eval needs a task", expected="--task", remedy="For example --task sums, or --task jsonl:FILE")
-    values = {option.name: option.default for option in OPTIONS} | given
-    as_json = values.pop("json") in (True, "true")
-    found = examined(model, checked(values))
-    print(json.dumps(found.to_json()) if as_json else "\n".join(lines(found)))
+    as_json = given.pop("json", False)
+    exam = checked(Exam, given)
+    if not exam.task:
+        raise SettingError("opd eval needs a task", expected="--task", remedy="For example --task sums or --task jsonl:FILE")
+    found = examined(located(model), exam)
+    print(json.dumps({"model": model, **found.to_json()}) if as_json else "\n".join(lines(model, found)))
     return 0
-
-
-def checked(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers as numbers, by the same checks as the settings of a run."""
-    from opd.settings import checked_values
-
-    kinds = {"int": int, "float": float, "str": str, "bool": bool}
-    return checked_values(values, {option.name: kinds[option.kind] for option in OPTIONS}, "option")
 
 
 def located(model: str) -> str:
@@ -62,9 +61,50 @@ def located(model: str) -> str:
     return str(inside) if (inside / "config.json").is_file() else model
 
 
-def examined(model: str, values: dict[str, Any]) -> Evaluation:
+def examined(model: str, exam: Exam) -> Evaluation:
     from opd.cli.quiet import hush
 
     hush()
-    from opd.cast import opened, share_vocabulary
-    ...
+    from opd import cast
+    from opd.evaluate import evaluate
+    from opd.tasks import load_task
+
+    task = load_task(exam.task)
+    shared = exam.model_dump(include=set(Settings.model_fields))
+    settings = Settings(method="", student=model, **shared)
+    student = cast.open_model(model, settings, settings.dtype, settings.device)
+    teacher = cast.teacher(exam.teacher, settings, student) if exam.teacher else None
+    problems = task.held_out[: exam.problems or None]
+    return evaluate(
+        student, task, problems, exam.samples, exam.temperature, exam.top_p, exam.seed, teacher,
+        max_new=exam.max_new, progress=progress,
+    )  # fmt: skip
+
+
+def progress(done: int, total: int) -> None:
+    """One line on a terminal's stderr that is written over, and nothing anywhere else."""
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total} problems", end="" if done < total else "\r\033[K", file=sys.stderr, flush=True)
+
+
+def lines(model: str, found: Evaluation) -> list[str]:
+    """The findings in words."""
+    words = [f"{model} on {found.task}: {found.problems} problems"]
+    plain = flat(found.to_json())
+    sampled = f"sampled at temperature {found.temperature:g}, top-p {found.top_p:g}, seed {found.seed}"
+    for name, draws, how in (("greedy", found.greedy, "greedy"), ("sampled", found.sampled, sampled)):
+        if draws:
+            words += ["", how, *(f"  {head:<12}{text}" for head, text in draws_words(draws, share(plain, name) if name in plain else "nothing could be graded"))]
+    if kl := found.kl:
+        error = "" if kl.per_token_error is None else f" ± {kl.per_token_error:.2g}"
+        words += ["", f"reverse KL to the teacher  {kl.per_token:.4g}{error} nats per token ({kl.estimator})"]
+    words += [f"the grader failed {n} times: {what}" for what, n in found.grader_errors.items()]
+    return words
+
+
+def draws_words(draws: Draws, accuracy: str) -> list[tuple[str, Any]]:
+    words = [("accuracy" if draws.samples == 1 else f"avg@{draws.samples}", accuracy)]
+    words += [(f"pass@{k}", f"{value:.1%}") for k, value in draws.pass_at.items() if k > 1]
+    ungraded = draws.grade is not None and abs(draws.grade - (draws.accuracy.value if draws.accuracy else 0)) > 1e-9
+    words += [("mean grade", f"{draws.grade:.3f}")] if ungraded else []
+    return [*words, ("length", f"{draws.length:.1f} tokens"), ("cut off", f"{draws.truncated:.1%}")]

@@ -77,7 +77,7 @@ class Wandb(Logger):
 
     def __init__(self) -> None:
         self.wandb = importlib.import_module("wandb")
-        if os.environ.get("WANDB_MODE", "online") == "online" and not self.wandb.Api.api_key_known():
+        if os.environ.get("WANDB_MODE", "online") == "online" and not self.wandb.login(prompt=False):
             raise SettingError("wandb has no key", remedy="Run wandb login, or set WANDB_MODE=offline")
 
     def open(self, run: Run) -> None:

@@ -11,14 +11,17 @@ import textwrap
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from opd import recipes
 from opd.errors import SettingError, nearest
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 WIDEST = 30  # characters of the left column of a help page
 QUOTES = "'\""
-METAVARS = {"int": "N", "float": "X", "str": "TEXT"}
+METAVARS = {"int": "N", "float": "X", "str": "TEXT", "Path": "FOLDER"}
 GROUPS = {  # the first field of Settings in each group of the help page
     "student": "Who and what",
     "steps": "Learning",
@@ -50,34 +53,40 @@ class Option:
         return self.kind.startswith(("tuple", "list", "Sequence"))
 
     @property
+    def choices(self) -> list[str]:
+        kind, _, inside = self.kind.rstrip("]").partition("[")
+        return [part.strip().strip(QUOTES) for part in inside.split(",")] if kind == "Literal" else []
+
+    @property
     def usage(self) -> str:
         if self.is_switch:
-            return f"--[no-]{self.flag[2:]}"
-        inside = self.kind.partition("[")[2].rstrip("]")
+            return f"--no-{self.flag[2:]}" if self.default is True else self.flag
         if self.is_list:
-            one = METAVARS.get(inside.split(",")[0].strip(), "TEXT")
+            one = METAVARS.get(self.kind.partition("[")[2].split(",")[0].rstrip("]"), "TEXT")
             return f"{self.flag} {one},{one}"
-        if self.kind.startswith("Literal"):
-            return f"{self.flag} {'|'.join(part.strip().strip(QUOTES) for part in inside.split(','))}"
-        return f"{self.flag} {METAVARS.get(self.kind.split(' |')[0], 'TEXT')}"
+        return f"{self.flag} {'NAME' if self.choices else METAVARS.get(self.kind.split(' |')[0], 'TEXT')}"
 
     @property
     def explained(self) -> str:
-        if self.default is None or self.default == "" or self.default is False:
-            return self.help
+        help = f"{self.help}: {', '.join(self.choices[:-1])} or {self.choices[-1]}" if self.choices else self.help
+        if self.is_switch or self.default is None or self.default == "":
+            return help
         text = ",".join(map(str, self.default)) if isinstance(self.default, tuple | list) else str(self.default)
-        return f"{self.help} [{'on' if self.default is True else text}]"
+        return f"{help} [{text.replace('e-0', 'e-')}]"
 
 
 def of_settings() -> list[Option]:
     """The fields of Settings, but for the method and its parameters."""
     from opd.settings import Settings
 
-    options, group = list[Option](), ""
-    for name, field in Settings.model_fields.items():
+    return [option for option in of_fields(Settings) if option.name not in ("method", "parameters")]
+
+
+def of_fields(kind: type[BaseModel]) -> list[Option]:
+    options, group = list[Option](), "Options"
+    for name, field in kind.model_fields.items():
         group = GROUPS.get(name, group)
-        if name not in ("method", "parameters"):
-            options.append(Option(name, _written(field.annotation), field.default, field.description or "", group))
+        options.append(Option(name, _written(field.annotation), field.default, field.description or "", group))
     return options
 
 

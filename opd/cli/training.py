@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from opd.run import Run
     from opd.settings import Settings
 
-RESUME = Option("resume", "str", "", "a run folder: go on where its last checkpoint stands, with its own settings", "Starting")
+RESUME = Option("resume", "Path", "", "a run folder: go on where its last checkpoint stands, with its own settings", "Starting")
 USAGE = ("opd train METHOD [options]", "opd train FILE.toml [options]", "opd train --resume FOLDER")
 
 
@@ -95,6 +95,9 @@ def start(settings: Settings) -> int:
 def go_on(folder: str) -> int:
     from opd.settings import read_toml
 
+    if (Path(folder) / "summary.json").is_file():
+        print(f"{folder} is finished; its page: opd report {folder}")
+        return 0
     file = Path(folder) / "run.toml"
     watches = watching(read_toml(file).get("logger", "none") if file.is_file() else "none")
     from opd.run import Run

@@ -166,7 +166,8 @@ class HFModel:
         """One differentiable pass; rows are the positions of each sequence, concatenated.
 
         hidden: the state at position - 1, from which the row's token is predicted. states[layer]: the output of
-        transformer block `layer` (1..L, -1 for L, 0 for every one; before the final norm) at the position, after the token was read.
+        transformer block `layer` (1..L, -1 for L, 0 for every one), before the final norm, at the position itself,
+        hence after the row's token was read.
         """
         for block in self._checkpointed:
             block.training = True  # asks for recomputation; its children stay in eval mode, so dropout stays off

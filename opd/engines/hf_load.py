@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
 from opd.errors import ModelError
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+logging.disable_progress_bar()  # a bar per saved checkpoint would run through the training log
+
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 PICKLED = ("*.bin", "*.pt", "*.pth")
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 

@@ -1,10 +1,11 @@
-"""Running totals: the model reads a chain of additions and subtractions, writes every total on the way, and is graded on the last one.
+"""Running totals: the model reads a chain of sums, writes every total on the way, and is graded on the last one.
 
     question   7 - 2 + 3 + 3 + 9 + 3 + 1 =
     answer      5, 8, 11, 20, 23, 24
 
-Seven one-digit numbers; every total of a correct chain lies in 0..99. A wrong total cannot be repaired: the chain goes on from it.
-A problem is held out if the hash of its question says so, hence no seed, count or order can make the two splits overlap.
+Seven one-digit numbers; the totals of a correct chain lie in 0..99. A wrong total cannot be repaired: the chain goes
+on from it. A problem is held out if the hash of its question says so, hence no seed, count or order can make the two
+splits overlap.
 """
 
 import hashlib
