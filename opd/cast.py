@@ -16,14 +16,18 @@ COPIES = "self:live, self:frozen, self:ema=DECAY or self:every=STEPS"
 
 
 def build(settings: Settings, method: Method) -> dict[str, Any]:
-    """The student, and the teacher that the settings or else the method name."""
-    spec = settings.teacher or method.casting.get("teacher", "")
-    if not spec:
-        raise SettingError(
-            f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give a model folder, or {COPIES}"
-        )
+    """The student and its teacher."""
+    spec = teacher_spec(settings, method)
     student = open_model(settings.student, settings, settings.dtype, settings.device, learns=True)
     return {"student": student, "teacher": teacher(spec, settings, student)}
+
+
+def teacher_spec(settings: Settings, method: Method) -> str:
+    """The teacher that the settings name, else the method, else the one that comes with the embedded student."""
+    embedded = "embedded:teacher" if settings.student == "embedded:student" else ""
+    if spec := settings.teacher or method.casting.get("teacher", "") or embedded:
+        return spec
+    raise SettingError(f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give a model folder, or {COPIES}")
 
 
 def teacher(spec: str, settings: Settings, student: Any) -> Any:
@@ -45,6 +49,8 @@ def open_model(spec: str, settings: Settings, dtype: str, device: str, learns: b
 
     from opd.engines.hf import HFModel, load_model, load_tokenizer
 
+    if device != "auto":
+        check_device(device)
     path = located(spec)
     remote = settings.trust_remote_code
     model = load_model(path, None if dtype == "auto" else getattr(torch, dtype), None if device == "auto" else device, remote)
@@ -53,6 +59,16 @@ def open_model(spec: str, settings: Settings, dtype: str, device: str, learns: b
         return HFModel(model.requires_grad_(False), tokenizer, spec, settings.max_new)
     checkpointing, lora = settings.gradient_checkpointing, settings.lora or None
     return HFModel(model, tokenizer, spec, settings.max_new, gradient_checkpointing=checkpointing, lora=lora)
+
+
+def check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise SettingError("no such device here", got=repr(device), expected=" or ".join(known)) from error
 
 
 def copy_of(student: Any, spec: str) -> Any:

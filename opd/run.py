@@ -37,7 +37,7 @@ from opd.errors import DataError, ModelError, SettingError
 from opd.evaluate import Evaluation, evaluate
 from opd.loop import Batch, Source, Training, train
 from opd.method import Method
-from opd.protocols import Task, Teacher
+from opd.protocols import Cast, Task, Teacher, resolve_layers
 from opd.rows import Rows
 from opd.settings import Settings, read_toml
 from opd.tasks import load_task
@@ -81,7 +81,7 @@ class Run:
             )
         run = cls(settings, folder, build(settings), watches=list(watches))
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "run.toml", tomli_w.dumps(resolved(settings)))
+        write_text(folder / "run.toml", tomli_w.dumps(resolved(settings) | {"teacher": run.settings_teacher}))
         return run
 
     @classmethod
@@ -161,7 +161,7 @@ class Run:
 
     @property
     def settings_teacher(self) -> str:
-        return self.settings.teacher or self.training.method.casting.get("teacher", "")
+        return casting.teacher_spec(self.settings, self.training.method)
 
     def evaluation(self, name: str, writer: Any) -> Evaluation:
         problems = self.task.held_out[: self.settings.eval_problems]
@@ -325,7 +325,8 @@ def build(settings: Settings) -> Training:
     student = cast["student"]
     check_capabilities(method, cast)
     check_support(method, student.vocab)
-    check_prompts(task, student)
+    check_layers(method, cast)
+    check_task(task, student)
     parameters = [{"params": list(student.parameters())}]
     own = [
         p for term in method.terms.values() if isinstance(term.loss, torch.nn.Module) for p in term.loss.parameters()
@@ -342,8 +343,20 @@ def build(settings: Settings) -> Training:
     )  # fmt: skip
 
 
-def check_prompts(task: Task, student: Any) -> None:
-    """Every prompt leaves room for an answer: better refused here than after hours of learning."""
+def check_layers(method: Method, cast: Cast) -> None:
+    """Layers that a model in this process does not have are refused before anybody writes."""
+    asked = [("student", method.layers), *((ask.who, ask.want.layers) for ask in method.teach)]
+    for who, layers in asked:
+        engine = getattr(cast[who], "engine", cast[who])
+        if layers and hasattr(engine, "blocks"):
+            resolve_layers(layers, len(engine.blocks), f"{who} {engine.name}")
+
+
+def check_task(task: Task, student: Any) -> None:
+    """There is something to learn and to be examined on, and every prompt leaves room for an answer."""
+    for kind, problems in (("training", task.train), ("held-out", task.held_out)):
+        if not problems:
+            raise DataError(f"task {task.name} has no {kind} problem", expected="at least one", remedy="Give it more problems")
     for problem in (*task.train, *task.held_out):
         n = len(student.render(problem.messages))
         if n >= student.context:

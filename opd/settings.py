@@ -28,7 +28,7 @@ class Settings(BaseModel):
     method: str = Field(description="the recipe, see 'opd list'")
     parameters: dict[str, Any] = Field(default_factory=dict, description="of the recipe, see 'opd show METHOD'")
     student: str = Field("embedded:student", description="model folder or hub name, or embedded:student")
-    teacher: str = Field("", description="model folder or hub name; self:live, self:frozen, self:ema=D, self:every=K")
+    teacher: str = Field("", description="model folder or hub name; self:live, self:frozen, self:ema=D, self:every=K; default: what the method says")
     task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE or reasoning_gym:NAME")
     out: str = Field("", description="run folder; default runs/METHOD-TASK-SEED")
     steps: int = Field(100, ge=0, description="batches to learn from")

@@ -15,6 +15,7 @@ from opd.protocols import Want
 from opd.rollout import End, Problem, Rollout, Sampling, continued
 
 PROMPTS = ("12+7", "a longer prompt =", "x", "7-2+3")
+PLAIN = Sampling()
 KINDS = ("llama", "qwen3", "gpt2")
 
 
@@ -27,7 +28,7 @@ def ask(*texts: str, model: HFModel) -> list[np.ndarray]:
     return [model.render([{"role": "user", "content": text}]) for text in texts]
 
 
-def rollouts(model: HFModel, sampling: Sampling = Sampling(), samples: int = 2, texts=PROMPTS) -> list[Rollout]:
+def rollouts(model: HFModel, sampling: Sampling = PLAIN, samples: int = 2, texts=PROMPTS) -> list[Rollout]:
     prompts = ask(*texts, model=model)
     pieces = model.write(prompts, sampling, [[10 * i + s for s in range(samples)] for i in range(len(prompts))])
     return [
@@ -75,7 +76,7 @@ def test_long_text_with_sequences_leaving_on_the_way(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "sampling",
-    [Sampling(), Sampling(temperature=0.6), Sampling(top_k=4), Sampling(top_p=0.7), Sampling(1.4, 0.9, 20, 0.05), Sampling(0)],
+    [PLAIN, Sampling(0.6), Sampling(top_k=4), Sampling(top_p=0.7), Sampling(1.4, 0.9, 20, 0.05), Sampling(0)],
 )
 def test_recorded_logprobs_are_those_of_a_fresh_forward(tmp_path, kind, sampling):
     model = models.engine(tmp_path, kind)
@@ -112,13 +113,14 @@ def test_same_seed_same_piece_whatever_the_neighbours(tmp_path):
     assert [len(own) for own in together] == [2, 1, 1, 0]
     assert not np.array_equal(together[0][0].tokens, together[0][1].tokens)
     again = model.write(prompts, Sampling(), [[1, 2], [3], [1], []])  # now in batches of one prompt
-    assert all(np.array_equal(a.tokens, b.tokens) for x, y in zip(together, again, strict=True) for a, b in zip(x, y, strict=True))
+    assert [[p.tokens.tolist() for p in own] for own in together] == [[p.tokens.tolist() for p in own] for own in again]
 
 
 def test_samples_share_one_reading_of_the_prompt(tmp_path):
     model = models.engine(tmp_path, "llama")
     shapes: list[tuple[int, ...]] = []
-    model.decoder.register_forward_pre_hook(lambda _m, _a, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True)
+    note = lambda _module, _args, kw: shapes.append(tuple(kw["input_ids"].shape))
+    model.decoder.register_forward_pre_hook(note, with_kwargs=True)
     prompts = ask("abc", "12345", model=model)
     model.write(prompts, Sampling(max_new=3), [[1, 2, 3], [4, 5, 6]])
     assert shapes == [(2, 5), (6, 1), (6, 1)]
@@ -140,7 +142,9 @@ def test_the_context_bounds_the_text(tmp_path, monkeypatch):
     prompts = ask("123456", "12", model=model)
     short, long = (own[0] for own in model.write(prompts, Sampling(max_new=50, temperature=0), [[0], [1]]))
     assert len(short.tokens) == 4 and len(long.tokens) == 8 and short.end == long.end == End.LENGTH
-    with pytest.raises(DataError, match=r"sequence 1 does not fit the context of student: got 10 tokens, expected 1 to 9"):
+    with pytest.raises(
+        DataError, match="sequence 1 does not fit the context of student: got 10 tokens, expected 1 to 9"
+    ):
         model.write(ask("12", "1234567890", model=model), Sampling(), [[0], [0]])
     with pytest.raises(DataError, match="got 0 tokens"):
         model.write([np.zeros(0, np.int32)], Sampling(), [[0]])
@@ -152,13 +156,14 @@ def test_padded_vocabulary_is_never_sampled_and_has_no_probability(tmp_path):
     model = models.engine(tmp_path, "llama", vocab=models.VOCAB + 19)
     assert model.vocab == models.VOCAB and model.head.shape[0] == models.VOCAB + 19
     with torch.no_grad():
-        model.head[models.VOCAB :] = 5 * model.head[: 19]  # padding that would win
+        model.head[models.VOCAB :] = 5 * model.head[:19]  # padding that would win
     written = rollouts(model, samples=20)
     assert max(int(rollout.decisions.max()) for rollout in written) < models.VOCAB
     answer = model.read(written, Want(topk=models.VOCAB, dist=True))
     assert isinstance(answer.dist, HeadDist) and answer.dist.logprobs().shape[1] == models.VOCAB
     torch.testing.assert_close(answer.dist.logprobs().exp().sum(-1), torch.ones(len(answer.dist)).double())
-    np.testing.assert_allclose(answer.dist.chosen, np.concatenate([r.columns["untruncated"] for r in written]), atol=1e-10)
+    recorded = np.concatenate([r.columns["untruncated"] for r in written])
+    np.testing.assert_allclose(answer.dist.chosen, recorded, atol=1e-10)
 
 
 # -- text -------------------------------------------------------------------------------------------------------------
@@ -166,7 +171,8 @@ def test_padded_vocabulary_is_never_sampled_and_has_no_probability(tmp_path):
 
 def test_render_with_and_without_a_chat_template(tmp_path):
     plain = models.engine(tmp_path / "plain")
-    assert plain.decode(plain.render([{"role": "system", "content": "add"}, {"role": "user", "content": "1+1"}])) == "add?1+1"
+    two = [{"role": "system", "content": "add"}, {"role": "user", "content": "1+1"}]
+    assert plain.decode(plain.render(two)) == "add?1+1"  # the tokenizer of the test reads a line break as ?
     models.folder(tmp_path / "chat", chat=True)
     chat = HFModel(load_model(str(tmp_path / "chat")), load_tokenizer(str(tmp_path / "chat")), "chat")
     ids = chat.render([{"role": "user", "content": "1+1"}])
@@ -220,8 +226,8 @@ def test_states_are_block_outputs_after_the_token(tmp_path, kind):
     torch.testing.assert_close(norm(out.states[3]), torch.cat(parts[3]), rtol=0, atol=1e-10)
     assert torch.equal(out.states[3], out.states[-1]) and out.states[1].requires_grad
     assert list(model.trunk([written[0].tokens], [written[0].positions], (0,)).states) == [1, 2, 3]
-    for wrong in (4, -2):
-        with pytest.raises(ModelError, match=rf"layer.* got {wrong}, expected 1"):
+    for wrong in (4, -4):
+        with pytest.raises(ModelError, match=rf"no such layer: got \[{wrong}\], expected 1 to 3"):
             model.trunk([written[0].tokens], [written[0].positions], (wrong,))
 
 
@@ -245,7 +251,8 @@ def test_answers_are_those_of_full_logits_whatever_the_batching(tmp_path, budget
     assert torch.equal(answer.dist.chosen, answer.chosen) and torch.equal(answer.dist.tokens, tokens)
 
     whole = model.read(written, Want(chosen=True, topk=5, gather="ids", dist=True, layers=(1,)))
-    assert isinstance(whole.dist, HeadDist) and not whole.dist.hidden.requires_grad and not whole.dist.head.requires_grad
+    assert isinstance(whole.dist, HeadDist)
+    assert not whole.dist.hidden.requires_grad and not whole.dist.head.requires_grad
     torch.testing.assert_close(whole.dist.logprobs(), logprobs, **near)
     torch.testing.assert_close(whole.chosen, answer.chosen, **near)
     assert list(whole.dist.inner) == [1] and len(whole.dist.inner[1]) == len(tokens)
@@ -347,7 +354,7 @@ def test_weights_are_restored_exactly(tmp_path):
 def test_missing_folder_never_asks_the_network(tmp_path, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
     for path in (str(tmp_path / "nothing"), "./nothing", str(tmp_path / "a" / "b" / "c")):
-        with pytest.raises(ModelError, match="there is no model folder .* got nothing there, expected a folder with config.json"):
+        with pytest.raises(ModelError, match=r"there is no model folder .* got nothing there, expected a folder"):
             load_model(path)
         with pytest.raises(ModelError):
             load_tokenizer(path)
@@ -391,13 +398,14 @@ def test_a_constant_factor_on_the_logits_is_kept(tmp_path):
     """Granite divides its logits by a number; forgetting it changes every probability."""
     from transformers import GraniteConfig, GraniteForCausalLM
 
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "eos_token_id": 2}
-    config = GraniteConfig(vocab_size=models.VOCAB, logits_scaling=0.25, num_key_value_heads=1, **shape)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = GraniteConfig(vocab_size=models.VOCAB, logits_scaling=0.25, num_key_value_heads=1, eos_token_id=2, **shape)
     model = HFModel(GraniteForCausalLM(config).double(), models.tokenizer(), "granite", max_new=6)
     for rollout in rollouts(model):
-        expected = naive(model, rollout).log_softmax(-1)[torch.arange(rollout.n), torch.from_numpy(rollout.decisions).long()]
-        np.testing.assert_allclose(rollout.columns["behaviour"], expected.detach(), atol=1e-10)
-        torch.testing.assert_close(model.read([rollout], Want(chosen=True)).chosen, expected.detach(), rtol=0, atol=1e-10)
+        logprobs = naive(model, rollout).log_softmax(-1).detach()
+        expected = logprobs[torch.arange(rollout.n), torch.from_numpy(rollout.decisions).long()]
+        np.testing.assert_allclose(rollout.columns["behaviour"], expected, atol=1e-10)
+        torch.testing.assert_close(model.read([rollout], Want(chosen=True)).chosen, expected, rtol=0, atol=1e-10)
 
 
 def test_a_model_that_sees_the_future_is_refused():

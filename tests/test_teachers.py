@@ -1,5 +1,7 @@
 """Local teachers, copies of the student and the fake: one noun, told apart by `can`, `live` and `follow`."""
 
+from itertools import pairwise
+
 import models
 import numpy as np
 import pytest
@@ -187,7 +189,8 @@ def test_the_fake_answers_from_its_table():
     assert isinstance(answer.dist, TableDist) and len(answer.dist) == 6
     assert torch.equal(answer.chosen, TABLE[before, decided].repeat(2))
     assert torch.equal(answer.gathered[:3], TABLE[before[:, None], torch.tensor([[0, 1], [2, 3], [4, 5]])])
-    assert torch.equal(answer.dist.logprobs()[:3], TABLE[before]) and torch.equal(answer.dist.inner[1][:3], states[decided])
+    assert torch.equal(answer.dist.logprobs()[:3], TABLE[before])
+    assert torch.equal(answer.dist.inner[1][:3], states[decided])
     top = teacher.read([context], Want(topk=2)).dist
     assert isinstance(top, TopDist) and torch.equal(top.values, TABLE[before].topk(2).values)
     assert [n for n, _ in teacher.asked] == [2, 1]
@@ -211,6 +214,6 @@ def test_the_fake_writes_what_its_table_says():
     assert np.abs(firsts - TABLE[1].exp().numpy()).max() < 0.12
     for piece in pieces:
         path = [1, *piece.tokens.tolist()]
-        expected = [float(TABLE[a, b]) for a, b in zip(path, path[1:], strict=False)]
+        expected = [float(TABLE[a, b]) for a, b in pairwise(path)]
         np.testing.assert_allclose(piece.behaviour, expected, atol=1e-12)
         assert 6 not in path[:-1] and (path[-1] == 6) == (piece.end == "stop")

@@ -27,7 +27,7 @@ def demo(words: list[str]) -> int:
         print(options.page(("opd demo [--seed N]",), "Distils the embedded student and shows what came of it.", [SEED], ""))
         return 0
     _, given = options.parse(words, [SEED], "demo")
-    seed, root, start = given.get("seed", 0), free_folder(Path("runs/demo")), time.perf_counter()
+    seed, root, start = int(given.get("seed", 0)), free_folder(Path("runs/demo")), time.perf_counter()
     ours = teach("on-policy distillation: gkd, the student's own answers, reverse KL", root / "on-policy", seed, METHOD)
     equal = {**BASELINE, "steps": METHOD["steps"]}
     updates = teach("the baseline: sft on the teacher's answers, equal updates", root / "sft-equal-updates", seed, equal)

@@ -49,8 +49,8 @@ class Progress:
         learning = sum(p.numel() for p in training.student.parameters())
         self.title = f"{s.method} on {s.task}: {s.student} learns from {run.settings_teacher}"
         self.say(self.title, "bold")
-        kept = f"{training.steps} steps of {training.batch} problems, {counted(learning)} parameters, {training.student.device}"
-        self.say(f"{kept}, folder {run.folder}")
+        size, device = f"{training.steps} steps of {training.batch} problems", training.student.device
+        self.say(f"{size}, {counted(learning)} parameters, {device}, folder {run.folder}")
         if run.resumed:
             self.say(f"continuing after step {training.step}")
         for note in getattr(run.task, "notes", ()):
@@ -93,7 +93,8 @@ class Progress:
             share = f"{metrics['truncated']:.0%} of the answers of step {self.step} are cut off"
             self.warn(f"{share}; consider a larger --max-new", key="truncated")
         if metrics.get("refused"):
-            self.warn(f"step {self.step}: an update without a finite gradient was not taken, see nonfinite/", key="refused")
+            what = f"step {self.step}: an update without a finite gradient was not taken, see nonfinite/"
+            self.warn(what, key="refused")
         if metrics.get("kept") == 0.0:
             self.warn(f"step {self.step}: no token was left to learn from", key="kept")
 
@@ -111,14 +112,15 @@ class Progress:
     def left(self) -> str:
         """Time for the remaining steps at the pace of the last ones, examinations not counted."""
         mean = sum(self.seconds) / max(len(self.seconds), 1)
-        return clock((self.steps - self.step) * mean) if self.seconds else ""
+        return clock((self.steps - self.step) * mean)
 
     def numbers(self) -> list[str]:
         """The last step's numbers that matter most."""
         m = self.metrics
-        words = [f"loss {m['loss']:.4g}"] if m else []
+        words = [f"loss {m['loss']:.4g}"]
         words += [f"reward {m['reward']:.2f}"] if "reward" in m else []
-        return words + ([f"length {m['length']:.0f}"] if m else []) + ([f"cut off {m['truncated']:.0%}"] if m.get("truncated") else [])
+        words += [f"length {m['length']:.0f}"]
+        return words + ([f"cut off {m['truncated']:.0%}"] if m["truncated"] else [])
 
 
 def flat(result: dict[str, Any] | None) -> dict[str, Any]:
@@ -214,7 +216,8 @@ class LivePanel(Progress):
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column()
         name, done, total = self.phase_now
-        grid.add_row(f"step {self.step}/{self.steps}", self.bar(self.step, self.steps, f"{self.left()} left" if self.left() else ""))
+        left = f"{self.left()} left" if self.seconds else ""
+        grid.add_row(f"step {self.step}/{self.steps}", self.bar(self.step, self.steps, left))
         if name:
             grid.add_row(name, self.bar(done, total, f"{done}/{total}"))
         if self.metrics:
@@ -238,4 +241,5 @@ class LivePanel(Progress):
 def display() -> Progress:
     """The panel where somebody looks, plain lines where not."""
     console = Console(highlight=False)
-    return LivePanel(console) if console.is_terminal and not console.is_dumb_terminal and sys.stdout.isatty() else Lines()
+    seen = sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
+    return LivePanel(console) if seen else Lines()

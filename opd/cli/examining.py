@@ -49,7 +49,7 @@ def eval_(words: list[str]) -> int:
     as_json = given.pop("json", False)
     exam = checked(Exam, given)
     if not exam.task:
-        raise SettingError("opd eval needs a task", expected="--task", remedy="For example --task sums or --task jsonl:FILE")
+        raise SettingError("opd eval needs a task", expected="--task", remedy="For example --task sums, or jsonl:FILE")
     found = examined(located(model), exam)
     print(json.dumps({"model": model, **found.to_json()}) if as_json else "\n".join(lines(model, found)))
     return 0
@@ -94,7 +94,8 @@ def lines(model: str, found: Evaluation) -> list[str]:
     sampled = f"sampled at temperature {found.temperature:g}, top-p {found.top_p:g}, seed {found.seed}"
     for name, draws, how in (("greedy", found.greedy, "greedy"), ("sampled", found.sampled, sampled)):
         if draws:
-            words += ["", how, *(f"  {head:<12}{text}" for head, text in draws_words(draws, share(plain, name) if name in plain else "nothing could be graded"))]
+            accuracy = share(plain, name) if name in plain else "nothing could be graded"
+            words += ["", how, *(f"  {head:<12}{text}" for head, text in draws_words(draws, accuracy))]
     if kl := found.kl:
         error = "" if kl.per_token_error is None else f" ± {kl.per_token_error:.2g}"
         words += ["", f"reverse KL to the teacher  {kl.per_token:.4g}{error} nats per token ({kl.estimator})"]

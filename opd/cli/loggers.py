@@ -1,4 +1,4 @@
-"""Numbers of a run in wandb, trackio or tensorboard: optional packages, imported when asked for, tried before step 1."""
+"""Numbers of a run in wandb, trackio or tensorboard: optional packages, missed before any model is loaded."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ class Trackio(Logger):
 
     def open(self, run: Run) -> None:
         self.trackio.init(
-            project=os.environ.get("TRACKIO_PROJECT", PROJECT), name=f"{run.folder.name}-{identity(run)}", resume="allow",
-            config=run.settings.model_dump(mode="json"),
+            project=os.environ.get("TRACKIO_PROJECT", PROJECT), name=f"{run.folder.name}-{identity(run)}",
+            resume="allow", config=run.settings.model_dump(mode="json"),
         )  # fmt: skip
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
@@ -119,7 +119,8 @@ class Tensorboard(Logger):
         self.kind = importlib.import_module("torch.utils.tensorboard").SummaryWriter
 
     def open(self, run: Run) -> None:
-        self.writer = self.kind(str(run.folder / "tensorboard"), purge_step=run.training.step + 1 if run.resumed else None)
+        again = run.training.step + 1 if run.resumed else None
+        self.writer = self.kind(str(run.folder / "tensorboard"), purge_step=again)
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():

@@ -1,10 +1,10 @@
 """The entry point: a word chooses a command, and whatever goes wrong becomes one sentence and an exit code.
 
-    0    done
-    1    a method broke its contract, or a bug of opd
-    2    an input that cannot be: option, file, model
-    130  stopped by Ctrl-C or SIGTERM
-    141  nobody reads the output any more
+0    done
+1    a method broke its contract, or a bug of opd
+2    an input that cannot be: option, file, model
+130  stopped by Ctrl-C or SIGTERM
+141  nobody reads the output any more
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from opd import __version__
 from opd.errors import OpdError, SettingError, nearest
 
 COMMANDS = {  # name -> where it lives, what it does
+    "demo": ("demo", "demo", "distil the embedded student: three short runs, a table, a page"),
     "list": ("methods", "list_", "all methods, one line each"),
     "show": ("methods", "show", "a method: equation, slots, columns, model passes, parameters"),
     "check": ("methods", "check", "run a method's contract on a toy, within seconds"),
@@ -29,7 +30,7 @@ COMMANDS = {  # name -> where it lives, what it does
 }
 EXAMPLES = """\
 Examples
-  opd train gkd                                    a few minutes on a CPU, with the models that come along
+  opd train gkd --teacher embedded:teacher         with the small models and the task that come along
   opd train gkd --lam 1 --student S --teacher T --task jsonl:problems.jsonl
   opd train --resume runs/gkd-sums-0
 

@@ -1,4 +1,4 @@
-"""`opd list`, `opd show`, `opd check`: what the methods are, what each is made of, and whether it keeps the contract."""
+"""`opd list`, `opd show`, `opd check`: which methods there are, what each is made of, whether it keeps the contract."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from opd import recipes
 from opd.cli import options
-from opd.errors import MethodError
+from opd.errors import MethodError, SettingError
 
 if TYPE_CHECKING:
     from opd.method import Method
 
-TOY_K = 3  # the toy's vocabulary has 7 tokens
+TOY_VOCABULARY, TOY_K = 7, 3
 PAPER_ID = re.compile(r"\d{4}\.\d{5}")
 
 
@@ -67,7 +67,8 @@ def slots(method: Method) -> list[tuple[str, str]]:
         rows = "" if term.rows == "keep" else f", over rows {term.rows!r}"
         lines += [("loss", f"{name}: {worded(term.loss)}{scale}{rows}"), ("mean", worded(term.mean))]
     epochs, parts = method.updates.epochs, method.updates.parts
-    lines += [("updates", f"{epochs * parts} per batch" + (f" ({epochs} epochs of {parts} parts)" if epochs > 1 else ""))]
+    how = f" ({epochs} epochs of {parts} parts)" if epochs > 1 else ""
+    lines += [("updates", f"{epochs * parts} per batch{how}")]
     lines += [("observe", ", ".join(worded(one) for one in method.observe))] if method.observe else []
     lines += [("state", ", ".join(sorted(method.state)))] if method.state else []
     lines += [(who, f"{spec}, unless --{who} says otherwise") for who, spec in method.casting.items()]
@@ -103,7 +104,9 @@ def check(words: list[str]) -> int:
     names, *_ = [word for word in words if not word.startswith("-")] or [""]
     if options.asks_help(words):
         about = options.of_method(names) if names in recipes.names() else []
-        text = "Runs the contract on a toy model in float64: same gradient under any partition, nothing poisoned, it learns."
+        text = (
+            "Runs the contract on a toy in float64: one gradient under any partition, nothing poisoned, and it learns."
+        )
         print(options.page(["opd check METHOD [--parameter value ...]"], text, about))
         return 0
     known = options.of_method(names) if names else []
@@ -114,9 +117,13 @@ def check(words: list[str]) -> int:
     from opd.settings import checked_parameters
 
     parameters = checked_parameters(name, given)
+    build = toy_build(name, parameters)
+    if build().support > TOY_VOCABULARY:
+        got, expected = f"k={build().support}", f"at most {TOY_VOCABULARY}"
+        raise SettingError("the toy's vocabulary is smaller than the support", got=got, expected=expected)
     start = time.perf_counter()
     try:
-        for tried, seen in contract.check(toy_build(name, parameters)):
+        for tried, seen in contract.check(build):
             print(f"✓ {tried}: {seen}", flush=True)
     except MethodError as error:
         print(f"✗ {error}")

@@ -1,4 +1,4 @@
-"""Options are not declared twice: they are the fields of Settings and the parameters of a recipe, read where they stand.
+"""No option is declared twice: they are the fields of Settings and the parameters of a recipe, read where they stand.
 
 A value stays the text that was typed; whoever owns the option brings it to its type, so that a command line and a TOML
 file are checked by the same code and fail with the same sentence.
@@ -122,7 +122,8 @@ def parse(words: Sequence[str], options: Sequence[Option], command: str) -> tupl
         elif off != name and off in known and known[off].is_switch and not equals:
             values[off] = False
         else:
-            raise SettingError(f"opd {command} has no option {typed!r}", remedy=_closest(typed, known.values(), command))
+            remedy = _closest(typed, known.values(), command)
+            raise SettingError(f"opd {command} has no option {typed!r}", remedy=remedy)
     return places, values
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from opd.run import Run
     from opd.settings import Settings
 
-RESUME = Option("resume", "Path", "", "a run folder: go on where its last checkpoint stands, with its own settings", "Starting")
+RESUME = Option("resume", "Path", "", "go on where a run's last checkpoint stands, with its own settings", "Starting")
 USAGE = ("opd train METHOD [options]", "opd train FILE.toml [options]", "opd train --resume FOLDER")
 
 

@@ -43,7 +43,7 @@ def _differing(value: Any) -> dict[str, Any]:
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        if field.repr and (default is dataclasses.MISSING or own is not default and own != default):
+        if field.repr and (default is dataclasses.MISSING or (own is not default and own != default)):
             found[field.name] = own
     return found
 

@@ -149,7 +149,9 @@ class HFModel:
 
     def decode(self, tokens: Array) -> str:
         """Text without special tokens."""
-        return self.tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)  # pyright: ignore[reportReturnType]
+        text = self.tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
 
     def decode_token(self, token: int) -> str:
         """One token as a person should see it, special ones by their name."""
@@ -187,13 +189,12 @@ class HFModel:
         starts = np.cumsum([0, *(c.n for c in contexts)])
         answers: dict[Any, Tensor] = {}
         for batch in _by_length([len(c.tokens) for c in contexts], self.micro_tokens):
-            rows = torch.from_numpy(np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])).to(self.device)
+            rows = self.column([np.arange(starts[i], starts[i + 1]) for i in batch])
             for key, part in self._answers([contexts[i] for i in batch], want).items():
                 if key not in answers:
                     answers[key] = part.new_empty(int(starts[-1]), *part.shape[1:])
                 answers[key][rows] = part
-        decided = torch.from_numpy(np.concatenate([c.decisions for c in contexts])).to(self.device, torch.int64)
-        return self._answer(answers, decided, want)
+        return self._answer(answers, self.column([c.decisions for c in contexts]), want)
 
     def dist(self, hidden: Tensor, tokens: Tensor, head: Tensor | None = None) -> HeadDist:
         return HeadDist(hidden, self.head if head is None else head, tokens, self.vocab)
@@ -225,14 +226,18 @@ class HFModel:
         ids = torch.zeros(len(tokens), max(len(t) for t in tokens), dtype=torch.int64)
         for b, sequence in enumerate(tokens):
             ids[b, : len(sequence)] = torch.from_numpy(np.asarray(sequence))
-        b = torch.from_numpy(np.repeat(np.arange(len(tokens)), [len(p) for p in positions])).to(self.device)
-        t = torch.from_numpy(np.concatenate(positions).astype(np.int64)).to(self.device)
+        b = self.column([np.full(len(own), number) for number, own in enumerate(positions)])
+        t = self.column(positions)
         states: dict[int, Tensor] = {}
         with ExitStack() as hooks:
             for key, block in resolve_layers(layers, len(self.blocks), self.name).items():
                 hooks.enter_context(self._listen(block, lambda state, key=key: states.update({key: state[b, t]})))
             last = self.decoder(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
         return self.scaled(last[b, t - 1]), states
+
+    def column(self, parts: Sequence[Array]) -> Tensor:
+        """Integers of several sequences, one after the other, on the model's device."""
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(self.device)
 
     def scaled(self, hidden: Tensor) -> Tensor:
         """hidden such that the logits are hidden @ head.T, also for models with a constant factor on their logits."""
@@ -254,21 +259,22 @@ class HFModel:
         answers: dict[Any, Tensor] = {**found}
         if want.dist:
             answers["hidden"] = hidden
-        narrow = [name for name, asked in (("chosen", want.chosen), ("top", want.topk), ("gathered", want.gather)) if asked]
-        if not narrow:
+        if not (want.chosen or want.topk or want.gather):
             return answers
-        tokens = torch.from_numpy(np.concatenate([c.decisions for c in contexts])).to(self.device, torch.int64)
-        ids = torch.from_numpy(np.concatenate([c.columns[want.gather] for c in contexts])).to(self.device) if want.gather else tokens
+        tokens = self.column([c.decisions for c in contexts])
+        ids = self.column([c.columns[want.gather] for c in contexts]) if want.gather else tokens
         parts: list[dict[Any, Tensor]] = []
         size = max(1, CHUNK // self.vocab)
-        for rows in torch.arange(len(tokens), device=self.device).split(size):
-            dist = self.dist(hidden[rows], tokens[rows])
-            part = {"chosen": dist.chosen, "gathered": dist.at(ids[rows])} if want.chosen or want.gather else {}
+        for own, token, wanted in zip(hidden.split(size), tokens.split(size), ids.split(size), strict=True):
+            dist, part = self.dist(own, token), dict[Any, Tensor]()
+            if want.chosen:
+                part["chosen"] = dist.chosen
+            if want.gather:
+                part["gathered"] = dist.at(wanted)
             if want.topk:
                 part["top"], part["ids"] = dist.logprobs().topk(min(want.topk, self.vocab), dim=-1)
             parts.append(part)
-        keep = [*narrow, "ids"] if want.topk else narrow
-        return answers | {name: torch.cat([part[name] for part in parts]) for name in keep if parts}
+        return answers | {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _answer(self, answers: dict[Any, Tensor], decided: Tensor, want: Want) -> Answer:
         states = {layer: answers[layer] for layer in resolve_layers(want.layers, len(self.blocks), self.name)}
@@ -289,7 +295,8 @@ class HFModel:
 
 def same_tokenizer(student: HFModel, teacher: HFModel) -> int:
     """The number of common tokens, or an error that names the first id on which the two disagree."""
-    return min(student.vocab, teacher.vocab, same_tokens(student.tokenizer, teacher.tokenizer, (student.name, teacher.name)))
+    common = same_tokens(student.tokenizer, teacher.tokenizer, (student.name, teacher.name))
+    return min(student.vocab, teacher.vocab, common)
 
 
 def common_vocab(student: HFModel, *teachers: HFModel) -> int:
@@ -307,7 +314,9 @@ def _enable_checkpointing(model: PreTrainedModel) -> list[nn.Module]:
         if isinstance(getattr(block, "dropout", None), float):
             block.dropout = 0.0  # pyright: ignore[reportAttributeAccessIssue]
     if not blocks:
-        raise ModelError(f"{type(model).__name__} cannot recompute activations", remedy="Set gradient_checkpointing = false")
+        raise ModelError(
+            f"{type(model).__name__} cannot recompute activations", remedy="Set gradient_checkpointing = false"
+        )
     return blocks  # pyright: ignore[reportReturnType]
 
 

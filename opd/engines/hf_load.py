@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -32,7 +33,11 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no tokenizer could be loaded from {path!r}", got=_first_line(error)) from error
+        raise ModelError(
+            f"no tokenizer could be loaded from {path!r}",
+            got=_first_line(error),
+            expected="a tokenizer.json beside the model",
+        ) from error
 
 
 def load_model(
@@ -49,19 +54,19 @@ def load_model(
     if local:
         _refuse_pickles(Path(path))
         _refuse_unknown_code(Path(path), trust_remote_code)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
     where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(path, **where)
         model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, use_safetensors=True, **where)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"no causal language model could be loaded from {path!r}",
             got=_first_line(error),
             expected="a folder with config.json and *.safetensors, or the name of such a model on the hub",
         ) from error
-    return model.to(device).eval()  # pyright: ignore[reportArgumentType]
+    return model.to(place).eval()  # pyright: ignore[reportArgumentType]
 
 
 def _is_folder(path: str) -> bool:
@@ -92,15 +97,20 @@ def _refuse_pickles(folder: Path) -> None:
 def _refuse_unknown_code(folder: Path, trust_remote_code: bool) -> None:
     file = folder / "config.json"
     if not file.exists():
-        raise ModelError(f"{str(folder)!r} holds no model", got="no config.json", expected="a Hugging Face model folder")
-    config = json.loads(file.read_text())
+        raise ModelError(
+            f"{str(folder)!r} holds no model", got="no config.json", expected="a Hugging Face model folder"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{str(file)!r} is not JSON", got=str(error)) from error
     kind = config.get("model_type", "")
     if "auto_map" in config and kind not in CONFIG_MAPPING and not trust_remote_code:
         raise ModelError(
             f"the model in {str(folder)!r} brings its own code",
             got=f"model type {kind!r}",
             expected="a model type of transformers",
-            remedy="Read that code, then set trust_remote_code = true",
+            remedy="Read that code; if you trust it, give --trust-remote-code (trust_remote_code = true)",
         )
 
 
@@ -136,7 +146,9 @@ def blocks_of(decoder: nn.Module, depth: int) -> nn.ModuleList:
     """The transformer blocks: the one list of modules that is as long as the model is deep."""
     found = [child for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child) == depth]
     if len(found) != 1:
-        raise ModelError(f"the blocks of {type(decoder).__name__} were not found", got=f"{len(found)} lists of {depth} modules")
+        raise ModelError(
+            f"the blocks of {type(decoder).__name__} were not found", got=f"{len(found)} lists of {depth} modules"
+        )
     return found[0]
 
 
@@ -156,7 +168,9 @@ def probe(model: PreTrainedModel, decoder: nn.Module, vocab: int) -> None:
     size = logits.abs().max().clamp(min=1e-6)
     name = type(model).__name__
     if not float((ours - logits).abs().max() / size) <= tolerance:
-        raise ModelError(f"the logits of {name} are not its last hidden state times its head", expected="a plain linear head")
+        raise ModelError(
+            f"the logits of {name} are not its last hidden state times its head", expected="a plain linear head"
+        )
     if not float((ours[0, :-1] - ours[1, :-1]).abs().max() / size) <= tolerance:
         raise ModelError(f"{name} lets a position see the tokens after it", expected="a causal language model")
 

@@ -18,7 +18,7 @@ def add(model: PreTrainedModel, rank: int) -> None:
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise SettingError("lora needs the package peft", got="it is not installed", remedy="pip install 'opd[lora]'") from error
+        raise SettingError("lora needs the package peft", remedy="Install it with pip install 'opd[lora]'") from error
     if rank < 1:
         raise SettingError("the rank of lora", got=rank, expected="at least 1")
     dtype = next(model.parameters()).dtype
@@ -51,7 +51,8 @@ def switched_off(model: PreTrainedModel) -> Iterator[None]:
 @torch.no_grad()
 def save_merged(model: PreTrainedModel, folder: str | Path) -> None:
     """The folder of a plain model with the adapters merged into copies; the model in memory is not touched."""
-    state = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items() if ".lora_" not in name}
+    base = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
+    state = {name.replace(".base_layer.", "."): value for name, value in base.items()}
     for name, layer in layers(model).items():
         weight = layer.get_base_layer().weight
         state[f"{name}.weight"] = (weight + layer.get_delta_weight("default")).to(weight.dtype)

@@ -23,7 +23,9 @@ KEPT = 0.75  # the batch shrinks when no more than this part of it is still writ
 
 
 @torch.no_grad()
-def write(model: HFModel, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:
+def write(
+    model: HFModel, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]
+) -> list[list[Piece]]:
     pieces: list[list[Piece]] = [[] for _ in prompts]
     for batch in _batches(prompts, seeds, model.max_sequences):
         written = iter(_write([prompts[i] for i in batch], [seeds[i] for i in batch], sampling, model))

@@ -1,4 +1,4 @@
-"""A token is drawn by looking up one uniform number in the cumulative distribution, so a draw depends on its seed alone.
+"""A token is drawn by looking one uniform number up in the cumulative distribution: a draw depends on its seed alone.
 
 Axes: B sequences, V vocabulary, n draws of one sequence.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from opd.rollout import Sampling
 
 BLOCK = 128  # tokens per block of the two-level look-up
-NUCLEUS = 64  # how many of the most probable tokens are first searched for a top-p set: sorting all takes 50 times as long
+NUCLEUS = 64  # most probable tokens first searched for a top-p set; sorting all of 32,000 takes 50 times as long
 
 
 def truncate(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -85,6 +85,6 @@ def _first_above(cdf: Tensor, target: Tensor) -> Tensor:
 
 
 def uniforms(seeds: Sequence[int], n: int) -> Tensor:
-    """[B, n] float64 numbers in [0, 1); row b is a function of seeds[b] alone, and a longer row begins with a shorter."""
+    """[B, n] float64 numbers in [0, 1); row b depends on seeds[b] alone, and a longer row begins with a shorter one."""
     rows = [np.random.Generator(np.random.Philox(key=seed)).random(n) for seed in seeds]
     return torch.from_numpy(np.stack(rows) if rows else np.zeros((0, n)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from opd.dist import HeadDist, TableDist, TopDist
 from opd.engines.sampling import draw, truncate, uniforms
 from opd.errors import TeacherError
-from opd.protocols import CAPABILITIES, Answer, Student, Want
+from opd.protocols import CAPABILITIES, EVERY_LAYER, Answer, Student, Want
 from opd.rollout import Array, End, Message, Piece, Rollout, Sampling
 
 Table = Tensor | Callable[[Rollout], Tensor]
@@ -50,7 +50,8 @@ class FakeTeacher:
         self.asked.append((len(contexts), want))
         tokens = torch.from_numpy(np.concatenate([c.decisions for c in contexts])).long()
         found = torch.cat([_look_up(self.table, c, c.positions - 1) for c in contexts])
-        states = {k: torch.cat([_look_up(self._layer(k), c, c.positions) for c in contexts]) for k in want.layers}
+        layers = self.inner if EVERY_LAYER in want.layers else want.layers
+        states = {k: torch.cat([_look_up(self._layer(k), c, c.positions) for c in contexts]) for k in layers}
         whole = TableDist(found, tokens, states) if self.head is None else self._projected(found, tokens, states)
         chosen = whole.chosen if want.chosen else None
         gathered = None
@@ -74,16 +75,18 @@ class FakeTeacher:
         return self.inner[layer]
 
     def write(self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:
-        return [[self._piece(prompt, sampling, seed) for seed in own] for prompt, own in zip(prompts, seeds, strict=True)]
+        pairs = zip(prompts, seeds, strict=True)
+        return [[self._piece(prompt, sampling, seed) for seed in own] for prompt, own in pairs]
 
     def _piece(self, prompt: Array, sampling: Sampling, seed: int) -> Piece:
         """One token after the other; only a table that is a tensor can write."""
-        assert isinstance(self.table, Tensor), "a function of finished contexts cannot write"
+        table = self.table
+        assert isinstance(table, Tensor), "a function of finished contexts cannot write"
         limit, stops = sampling.max_new or 8, self.stops | set(sampling.stop)
         uniform = uniforms([seed], limit)
         token, ids, drawn, plain = int(prompt[-1]), list[int](), list[float](), list[float]()
         while len(ids) < limit and (not ids or token not in stops):
-            found = self.table[token][None]
+            found = table[token][None]
             logprobs = found if self.head is None else (found @ self.head.T).log_softmax(-1)
             last = logprobs if sampling.greedy else truncate(logprobs, sampling)
             token = int(logprobs.argmax() if sampling.greedy else draw(last, uniform[:, len(ids)]))
@@ -103,4 +106,6 @@ class FakeTeacher:
 
 def _look_up(table: Table, context: Rollout, positions: Array) -> Tensor:
     """[n, ...] entries of a table for the tokens at these positions."""
-    return table[torch.from_numpy(context.tokens[positions]).long()] if isinstance(table, Tensor) else table(context)
+    if isinstance(table, Tensor):
+        return table[torch.from_numpy(context.tokens[positions]).long()]
+    return table(context)

@@ -1,0 +1,67 @@
+"""Seconds and memory of one on-policy step of opd, with the models, the batch and the lengths of trl_step.py.
+
+    python benchmarks/opd_step.py --vocab 32000 --steps 6
+"""
+
+from __future__ import annotations
+
+import resource
+
+import torch
+from common import STUDENT, TEACHER, Sizes, best, llama, prompts, report, resident, tokenizer
+
+from opd.engines.hf import HFModel
+from opd.loop import Source, Training, one_step
+from opd.recipes.gkd import gkd
+from opd.rollout import Problem
+from opd.teachers.local import LocalTeacher
+
+
+class Words:
+    """A task without grades: the cost of a step does not depend on them."""
+
+    name = "words"
+
+    def __init__(self, texts: list[str]) -> None:
+        self.train = [Problem(str(number), text) for number, text in enumerate(texts)]
+        self.held_out: list[Problem] = []
+
+    def grade(self, problem: Problem, text: str) -> float | None:
+        return None
+
+
+def training(sizes: Sizes) -> Training:
+    """Reverse KL over the whole vocabulary on what the student writes: gkd with lam 1 and beta 1."""
+    words = tokenizer(sizes, eos=False)
+    student = HFModel(llama(sizes, STUDENT), words, "student", max_new=sizes.new)
+    teacher = LocalTeacher(HFModel(llama(sizes, TEACHER), words, "teacher"))
+    task = Words(prompts(sizes, sizes.batch * (sizes.steps + sizes.warmup)))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    return Training(
+        student=student,
+        cast={"student": student, "teacher": teacher},
+        task=task,
+        method=gkd(lam=1.0, beta=1.0, mean="token_mean"),
+        optimizer=optimizer,
+        rate=lambda step: 1e-4,
+        source=Source(task.train, sizes.seed),
+        steps=sizes.steps + sizes.warmup,
+        batch=sizes.batch,
+    )
+
+
+def main() -> None:
+    sizes = Sizes.parse()
+    imported = resident()
+    run = training(sizes)
+    batches = [one_step(run) for _ in range(run.steps)]
+    assert all(batch.metrics["tokens"] == sizes.tokens for batch in batches)
+    kept = [batch.metrics for batch in batches[sizes.warmup :]]
+    split = {phase: best(m[f"seconds.{phase}"] for m in kept) for phase in ("sample", "teach", "learn")}
+    total = best(sum(m[f"seconds.{phase}"] for phase in split) for m in kept)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    report(sizes, who="opd", seconds={"total": total, **split}, mib={"imported": round(imported), "peak": round(peak - imported)})
+
+
+if __name__ == "__main__":
+    main()
