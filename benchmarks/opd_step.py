@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import resource
+import time
 
 import torch
 from common import STUDENT, TEACHER, Sizes, best, llama, prompts, report, resident, tokenizer
 
 from opd.engines.hf import HFModel
-from opd.loop import Source, Training, one_step
+from opd.loop import Batch, Source, Training, one_step
 from opd.recipes.gkd import gkd
 from opd.rollout import Problem
 from opd.teachers.local import LocalTeacher
@@ -54,13 +55,18 @@ def main() -> None:
     sizes = Sizes.parse()
     imported = resident()
     run = training(sizes)
-    batches = [one_step(run) for _ in range(run.steps)]
+    batches: list[Batch] = []
+    cpu: list[float] = []
+    for _ in range(run.steps):
+        start = time.process_time()
+        batches.append(one_step(run))
+        cpu.append(time.process_time() - start)
     assert all(batch.metrics["tokens"] == sizes.tokens for batch in batches)
     kept = [batch.metrics for batch in batches[sizes.warmup :]]
     split = {phase: best(m[f"seconds.{phase}"] for m in kept) for phase in ("sample", "teach", "learn")}
     total = best(sum(m[f"seconds.{phase}"] for phase in split) for m in kept)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    report(sizes, who="opd", seconds={"total": total, **split}, mib={"imported": round(imported), "peak": round(peak - imported)})
+    report(sizes, who="opd", seconds={"total": total, **split, "cpu": best(cpu[sizes.warmup :])}, mib={"imported": round(imported), "peak": round(peak - imported)})
 
 
 if __name__ == "__main__":

@@ -35,15 +35,16 @@ class Clock(TrainerCallback):
         self.inside: dict[str, float] = defaultdict(float)
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.last = time.perf_counter()
+        self.last, self.last_cpu = time.perf_counter(), time.process_time()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         sample, teach = self.inside["sample"], self.inside["teach"]
         total = now - self.last
-        self.steps.append({"total": total, "sample": sample, "teach": teach, "learn": total - sample - teach})
+        learn = total - sample - teach
+        self.steps.append({"total": total, "sample": sample, "teach": teach, "learn": learn, "cpu": cpu - self.last_cpu})
         self.inside.clear()
-        self.last = now
+        self.last, self.last_cpu = now, cpu
 
     def timed(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def inner(*args: Any, **kwargs: Any) -> Any:
@@ -87,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer(sizes, clock, folder).train()
     kept = clock.steps[sizes.warmup :]
-    split = {phase: best(step[phase] for step in kept) for phase in ("total", "sample", "teach", "learn")}
+    split = {phase: best(step[phase] for step in kept) for phase in ("total", "sample", "teach", "learn", "cpu")}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     report(sizes, who=f"trl {trl.__version__}", seconds=split, mib={"imported": round(imported), "peak": round(peak - imported)})
 

@@ -125,7 +125,7 @@ class HeadDist:
         if self.grad_head is None:
             logits = self.hidden @ head.T
         else:
-            logits = _Project.apply(self.hidden, head, self.grad_head)
+            logits = _Project.apply(self.hidden, head, self.grad_head)  # pyright: ignore[reportUnknownMemberType]
         logits = maths.upcast(logits)  # pyright: ignore[reportArgumentType]
         return logits if self.temperature == 1.0 else logits / self.temperature
 

@@ -67,7 +67,7 @@ class OnSupport:
     divergence: Divergence
     k: int
     source: str = "teacher"
-    outside: str = "renormalise"
+    outside: maths.Outside = "renormalise"
     sampled: bool = False  # the decided token is always in the support
     teacher: str = "teacher"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -111,13 +112,24 @@ class Forward:
     aux: Tensor | None = None  # a scalar that belongs to no row (a router's balancing loss)
 
 
-class Student(Writer, Protocol):
+class Stateful(Protocol):
+    """Anything a checkpoint must hold: tensors and plain JSON values only."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Student(Writer, Stateful, Protocol):
     """The model that learns."""
 
-    name: str
-    vocab: int  # real tokens; the head may be padded
-    device: torch.device
-    dtype: torch.dtype  # in which columns are kept: float32, or float64 for a float64 model
+    @property
+    def name(self) -> str: ...
+    @property
+    def vocab(self) -> int: ...  # real tokens; the head may be padded
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...  # in which columns are kept: float32, or float64 for a float64 model
 
     def trunk(self, tokens: Sequence[Array], positions: Sequence[Array], layers: tuple[int, ...]) -> Forward:
         """One pass over sequences [T_i]; rows are the decided positions [n_i] of each, concatenated."""
@@ -126,21 +138,18 @@ class Student(Writer, Protocol):
     def read(self, contexts: Sequence[Rollout], want: Want) -> Answer: ...
     def decode_token(self, token: int) -> str: ...  # one token as a person should see it
     def parameters(self) -> Iterable[torch.nn.Parameter]: ...
-
-
-class Stateful(Protocol):
-    """Anything a checkpoint must hold: tensors and plain JSON values only."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def save(self, folder: Path) -> None: ...  # as a folder that other tools load
 
 
 class Task(Protocol):
     """Problems to learn from, others to be examined on, and a grade in [0, 1] for an answer."""
 
-    name: str
-    train: Sequence[Problem]
-    held_out: Sequence[Problem]
+    @property
+    def name(self) -> str: ...
+    @property
+    def train(self) -> Sequence[Problem]: ...
+    @property
+    def held_out(self) -> Sequence[Problem]: ...
 
     def grade(self, problem: Problem, text: str) -> float | None: ...  # None: this task can't tell
 

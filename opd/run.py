@@ -356,7 +356,8 @@ def check_task(task: Task, student: Any) -> None:
     """There is something to learn and to be examined on, and every prompt leaves room for an answer."""
     for kind, problems in (("training", task.train), ("held-out", task.held_out)):
         if not problems:
-            raise DataError(f"task {task.name} has no {kind} problem", expected="at least one", remedy="Give it more problems")
+            what = f"task {task.name} has no {kind} problem"
+            raise DataError(what, expected="at least one", remedy="Give it more problems")
     for problem in (*task.train, *task.held_out):
         n = len(student.render(problem.messages))
         if n >= student.context:

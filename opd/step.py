@@ -26,6 +26,15 @@ CHUNK_ELEMENTS = 2**22  # logits per chunk [n, V]: small enough to stay near the
 
 
 @dataclass(frozen=True)
+class Cut:
+    """One sequence up to its last live row: tokens [T], and positions and table numbers [n] of its live rows."""
+
+    tokens: Array
+    positions: Array
+    rows: Array
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """One forward and backward: sequences cut after their last live row, and the table's numbers of those rows."""
 
@@ -62,7 +71,7 @@ def updates(rows: Rows, how: Updates, seed: int) -> Iterator[Rows]:
     if how.parts == 1:
         yield from (rows for _ in range(how.epochs))
         return
-    groups = torch.unique(rows["group"]).cpu().numpy()
+    groups: Array = np.unique(rows["group"].cpu().numpy())
     for epoch in range(how.epochs):
         order = np.random.Generator(np.random.Philox(key=[seed % 2**64, rows.step * 1000 + epoch])).permutation(groups)
         for part in np.array_split(order, how.parts):
@@ -100,36 +109,32 @@ def plan(rows: Rows, live: Tensor, sequences: Sequence[Array], micro_tokens: int
 
     after: the state after the last token is needed too (hidden-state losses), not only the one that predicts it.
     """
-    numbers = live.nonzero().squeeze(-1).cpu().numpy()
-    owner = rows["sequence"].cpu().numpy()[numbers]
-    position = rows["position"].cpu().numpy()[numbers]
+    piles: list[list[Cut]] = []
+    for cut in sorted(_cuts(rows, live, sequences, after), key=lambda cut: -len(cut.tokens)):
+        if piles and (len(piles[-1]) + 1) * len(piles[-1][0].tokens) <= micro_tokens:
+            piles[-1].append(cut)
+        else:
+            piles.append([cut])
+    return [
+        MicroBatch(
+            [cut.tokens for cut in pile],
+            [cut.positions for cut in pile],
+            torch.as_tensor(np.concatenate([cut.rows for cut in pile]), device=live.device),
+        )
+        for pile in piles
+    ]
+
+
+def _cuts(rows: Rows, live: Tensor, sequences: Sequence[Array], after: bool) -> Iterator[Cut]:
+    """Every sequence that has a live row, without what comes after the last one."""
+    numbers: Array = live.nonzero().squeeze(-1).cpu().numpy()
+    owner: Array = rows["sequence"].cpu().numpy()[numbers]
+    position: Array = rows["position"].cpu().numpy()[numbers]
     order = np.lexsort((position, owner))
-    numbers, owner, position = numbers[order], owner[order], position[order]
-    starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]]) if len(owner) else np.array([], int)
-    ends = np.r_[starts[1:], len(owner)]
-    cuts = position[ends - 1] + int(after) if len(starts) else np.array([], int)
-    batches: list[MicroBatch] = []
-    pile: list[int] = []
-    for i in np.argsort(-cuts, kind="stable"):
-        if pile and (len(pile) + 1) * cuts[pile[0]] > micro_tokens:
-            batches.append(_micro_batch(pile, starts, ends, cuts, numbers, owner, position, sequences, live))
-            pile = []
-        pile.append(int(i))
-    if pile:
-        batches.append(_micro_batch(pile, starts, ends, cuts, numbers, owner, position, sequences, live))
-    return batches
-
-
-def _micro_batch(
-    pile: Sequence[int], starts: Array, ends: Array, cuts: Array, numbers: Array, owner: Array, position: Array,
-    sequences: Sequence[Array], live: Tensor,
-) -> MicroBatch:  # fmt: skip
-    rows = np.concatenate([numbers[starts[i] : ends[i]] for i in pile])
-    return MicroBatch(
-        [sequences[owner[starts[i]]][: cuts[i]] for i in pile],
-        [position[starts[i] : ends[i]] for i in pile],
-        torch.from_numpy(rows).to(live.device),
-    )
+    for part in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
+        if len(part):
+            end = position[part[-1]] + int(after)
+            yield Cut(sequences[owner[part[0]]][:end], position[part], numbers[part])
 
 
 def _backward(
@@ -154,7 +159,7 @@ def _backward(
         slices = part.index(torch.arange(here.start, here.stop, device=batch.rows.device))
         total = _chunk_loss(dist, slices, method, {name: w[here] for name, w in weight.items()}, outcome)
         if total.requires_grad:
-            total.backward()
+            total.backward()  # pyright: ignore[reportUnknownMemberType]
         _observe(dist, slices, method, batch.rows[here], len(rows), outcome)
         _collect(dist, hidden, states, here)
     roots = [forward.hidden, forward.head, *forward.states.values()]

@@ -17,11 +17,6 @@ from opd.teachers.fake import FakeTeacher
 from opd.teachers.local import LocalTeacher
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def rollouts(model: HFModel) -> list[Rollout]:
     prompts = [model.render([{"role": "user", "content": text}]) for text in ("12+7", "abc")]
     pieces = model.write(prompts, Sampling(), [[1, 2], [3]])

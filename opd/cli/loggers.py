@@ -23,7 +23,8 @@ def opened(name: str) -> list[Logger]:
     if name in ("none", ""):
         return []
     kinds = {"wandb": Wandb, "trackio": Trackio, "tensorboard": Tensorboard}
-    if importlib.util.find_spec(name) is None:
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:  # a folder of that name is no package
         raise SettingError(f"the logger {name} is not installed", remedy="pip install opd[loggers]")
     return [kinds[name]()]
 

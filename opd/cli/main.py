@@ -92,6 +92,8 @@ def explained(error: Exception) -> tuple[int, str]:
     kind = type(error).__name__
     if kind == "OutOfMemoryError":
         return 2, "the device has no memory left. Lower --micro-tokens or --batch, or give --gradient-checkpointing."
+    if kind == "SafetensorError":
+        return 2, f"a file of tensors could not be written or read: {error}."
     bug = f"{kind}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
     return 1, f"a bug of opd, not of yours: {bug}. The same command with --debug shows where."
 

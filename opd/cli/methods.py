@@ -101,16 +101,13 @@ def table(lines: Sequence[tuple[str, str]]) -> None:
 
 def check(words: list[str]) -> int:
     """The contract, line by line; 1 when it is broken."""
-    names, *_ = [word for word in words if not word.startswith("-")] or [""]
+    target = options.target_of(words)
+    known = options.of_method(target) if target else []
     if options.asks_help(words):
-        about = options.of_method(names) if names in recipes.names() else []
-        text = (
-            "Runs the contract on a toy in float64: one gradient under any partition, nothing poisoned, and it learns."
-        )
-        print(options.page(["opd check METHOD [--parameter value ...]"], text, about))
+        text = "Runs the contract on a toy in float64: one gradient under any partition, nothing poisoned, it learns."
+        print(options.page([f"opd check {target or 'METHOD'} [--parameter value ...]"], text, known))
         return 0
-    known = options.of_method(names) if names else []
-    places, given = options.parse(words, known, f"check {names}".strip())
+    places, given = options.parse(words, known, f"check {target}".strip())
     name = options.one_place(places, "method", "check")
 
     from opd import contract

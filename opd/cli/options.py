@@ -142,6 +142,13 @@ def _closest(typed: str, options: typing.Iterable[Option], command: str) -> str:
     return close if close.startswith("Did you mean") else f"See opd {command} --help."
 
 
+def target_of(words: Sequence[str]) -> str:
+    """The method or TOML file among the words, which decides what options there are: the first word, if it can be."""
+    if words and not _is_option(words[0]):
+        return words[0]
+    return next((word for word in words if word in recipes.names() or word.endswith(".toml")), "")
+
+
 def one_place(places: Sequence[str], what: str, command: str) -> str:
     """The single word that a command wants beside its options."""
     if len(places) != 1:

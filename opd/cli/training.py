@@ -21,7 +21,7 @@ USAGE = ("opd train METHOD [options]", "opd train FILE.toml [options]", "opd tra
 
 def train(words: list[str]) -> int:
     """Lets a student learn; 130 when it was asked to stop before the end."""
-    target = target_of(words)
+    target = options.target_of(words)
     method = method_of(target) if target else ""
     known = [RESUME, *(options.of_method(method) if method else []), *options.of_settings()]
     if options.asks_help(words):
@@ -34,13 +34,6 @@ def train(words: list[str]) -> int:
         return go_on(folder)
     settings = settings_of(options.one_place(places, "method or TOML file", "train"), method, given)
     return start(settings)
-
-
-def target_of(words: Sequence[str]) -> str:
-    """The method or file among the words: the first word, or else the first that can be one."""
-    if words and not words[0].startswith("-"):
-        return words[0]
-    return next((word for word in words if word in recipes.names() or word.endswith(".toml")), "")
 
 
 def method_of(target: str) -> str:

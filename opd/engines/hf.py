@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,6 @@ class HFModel:
         head, self.scale = head_of(model)
         self.vocab = real_tokens(tokenizer, head)
         self.dtype = torch.float64 if head.dtype == torch.float64 else torch.float32
-        self.blocks = blocks_of(self.decoder, self.config.num_hidden_layers)
         probe(model, self.decoder, self.vocab)
         self.lora = lora
         if lora is not None:
@@ -72,6 +72,11 @@ class HFModel:
         """[V, D] the live parameter, padding included."""
         return self.model.get_output_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess, reportReturnType]
 
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, sought only when states are asked for."""
+        return blocks_of(self.decoder, self.config.num_hidden_layers)
+
     @property
     def context(self) -> int:
         """The longest sequence that the model was made for."""
@@ -80,10 +85,10 @@ class HFModel:
     @property
     def stops(self) -> frozenset[int]:
         """Ids that end a text: those of the tokenizer and of the generation settings."""
-        found: set[int] = set()
+        found: list[Any] = []
         for ids in (self.tokenizer.eos_token_id, getattr(self.model.generation_config, "eos_token_id", None)):
-            found |= {ids} if isinstance(ids, int) else set(ids or ())
-        return frozenset(found)
+            found += ids if isinstance(ids, list) else [ids]
+        return frozenset(i for i in found if i is not None)
 
     def weights(self) -> dict[str, nn.Parameter]:
         """What learns, by name."""
@@ -230,10 +235,13 @@ class HFModel:
         t = self.column(positions)
         states: dict[int, Tensor] = {}
         with ExitStack() as hooks:
-            for key, block in resolve_layers(layers, len(self.blocks), self.name).items():
+            for key, block in self._resolved(layers).items():
                 hooks.enter_context(self._listen(block, lambda state, key=key: states.update({key: state[b, t]})))
             last = self.decoder(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
         return self.scaled(last[b, t - 1]), states
+
+    def _resolved(self, layers: tuple[int, ...]) -> dict[int, int]:
+        return resolve_layers(layers, len(self.blocks), self.name) if layers else {}
 
     def column(self, parts: Sequence[Array]) -> Tensor:
         """Integers of several sequences, one after the other, on the model's device."""
@@ -277,7 +285,7 @@ class HFModel:
         return answers | {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _answer(self, answers: dict[Any, Tensor], decided: Tensor, want: Want) -> Answer:
-        states = {layer: answers[layer] for layer in resolve_layers(want.layers, len(self.blocks), self.name)}
+        states = {layer: answers[layer] for layer in self._resolved(want.layers)}
         chosen, gathered = answers.get("chosen"), answers.get("gathered")
         dist = None
         if want.dist:
@@ -312,7 +320,7 @@ def _enable_checkpointing(model: PreTrainedModel) -> list[nn.Module]:
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for block in blocks:
         if isinstance(getattr(block, "dropout", None), float):
-            block.dropout = 0.0  # pyright: ignore[reportAttributeAccessIssue]
+            block.dropout = 0.0  # pyright: ignore[reportArgumentType]
     if not blocks:
         raise ModelError(
             f"{type(model).__name__} cannot recompute activations", remedy="Set gradient_checkpointing = false"

@@ -24,6 +24,7 @@ logging.disable_progress_bar()  # a bar per saved checkpoint would run through t
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 PICKLED = ("*.bin", "*.pt", "*.pth")
+UNREADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, SafetensorError)
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
@@ -32,7 +33,7 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
     local = _is_folder(path)
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise ModelError(
             f"no tokenizer could be loaded from {path!r}",
             got=_first_line(error),
@@ -59,14 +60,22 @@ def load_model(
     where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(path, **where)
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, use_safetensors=True, **where)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
+        )
+    except UNREADABLE as error:
         raise ModelError(
             f"no causal language model could be loaded from {path!r}",
             got=_first_line(error),
             expected="a folder with config.json and *.safetensors, or the name of such a model on the hub",
         ) from error
-    return model.to(place).eval()  # pyright: ignore[reportArgumentType]
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        # transformers would fill them with random numbers and say so in passing
+        raise ModelError(
+            f"weights are missing in {path!r}", got=f"none for {missing[0]!r}", expected="all of the model"
+        )
+    return model.to(place).eval()
 
 
 def _is_folder(path: str) -> bool:

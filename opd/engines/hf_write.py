@@ -170,9 +170,9 @@ class _GrowingLayer(DynamicLayer):
         self.keys[:, :, start:], self.values[:, :, start:] = key_states, value_states
         return self.keys, self.values
 
-    def _grown(self, old: Tensor, new: Tensor, length: int) -> Tensor:
+    def _grown(self, old: Tensor | None, new: Tensor, length: int) -> Tensor:
         buffer = new.new_empty(*new.shape[:2], length + max(self.SPARE, length // 2), new.shape[-1])
-        if old.numel():
+        if old is not None and old.numel():
             buffer[:, :, : old.shape[-2]] = old
         return buffer
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -103,7 +104,14 @@ class ToyModel(nn.Module):
         return np.array([2 + ord(c) % (self.vocab - 2) for c in text], np.int32)
 
     def decode(self, tokens: Array) -> str:
-        return " ".join(str(int(token)) for token in tokens)
+        return " ".join(self.decode_token(int(token)) for token in tokens)
+
+    def decode_token(self, token: int) -> str:
+        return str(token)
+
+    def save(self, folder: Path) -> None:
+        """Only here so that a toy is a whole student."""
+        raise NotImplementedError("a toy is not worth keeping")
 
 
 def problems(n: int) -> list[Problem]:

@@ -13,9 +13,10 @@ default, TRL takes the token mean. No reward term.
 """
 
 from functools import partial
+from typing import Literal
 
 from opd import maths
-from opd.errors import one_of, require
+from opd.errors import require
 from opd.losses import Everywhere
 from opd.means import named
 from opd.method import Ask, Method, Term
@@ -29,7 +30,7 @@ def gkd(
     *,
     lam: float = 0.5,
     beta: float = 0.5,
-    scale: str = "usual",
+    scale: Literal["usual", "continuous"] = "usual",
     n: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -38,14 +39,13 @@ def gkd(
     """
     lam: share of the batches that the student writes
     beta: 0 forward KL, 1 reverse KL, Jensen-Shannon in between
-    scale: usual, or continuous in beta
+    scale: usual vanishes towards both ends of beta, continuous does not
     n: answers per prompt
     temperature: at which the student writes
     top_p: nucleus from which the student writes
     mean: token_mean, sequence_mean or sequence_sum
     """
     require(0 <= beta <= 1, "beta", got=beta, expected="a number in [0, 1]")
-    one_of("scale", scale, ("usual", "continuous"))
     traces = Traces()
     return Method(
         sample=Coin(lam, OneTurn(n, Sampling(temperature=temperature, top_p=top_p)), traces),

@@ -10,6 +10,8 @@ Their mask of special tokens is not here yet. K = 1 renormalised is identically 
 Uncertain: a later README switches on an entropy filter that the paper never mentions; it is off here.
 """
 
+from typing import Literal
+
 from opd import maths
 from opd.losses import OnSupport
 from opd.means import named
@@ -23,7 +25,7 @@ from opd.sample import OneTurn
 def local_support(
     *,
     k: int = 32,
-    outside: str = "renormalise",
+    outside: Literal["renormalise", "tail", "drop"] = "renormalise",
     n: int = 8,
     temperature: float = 1.0,
     top_p: float = 0.9,
@@ -32,7 +34,7 @@ def local_support(
 ) -> Method:
     """
     k: size of the support
-    outside: what becomes of the other tokens: renormalise, tail or drop
+    outside: what becomes of the other tokens
     n: answers per prompt
     temperature: at which the student writes
     top_p: nucleus from which the student writes

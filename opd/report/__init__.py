@@ -1,0 +1,96 @@
+"""The page of a run: one HTML file that opens from disk, asks the network for nothing and can be sent to somebody.
+
+    reading    the run folder, with gaps where a run has written nothing
+    result     before, after, baselines, teacher, and what may be concluded
+    marks      what the student wrote, marked by the teacher
+    figures    curves, and where the time went
+    choices    settings as resolved
+    page.html  style.css  curves.js  drafts.js  vendor/uplot
+
+Whatever a model wrote is data: it travels as escaped JSON and becomes text nodes. A content security policy in the page
+allows no script but its own, by hash, and no request at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from opd.checkpoint import write_text
+from opd.report import choices, figures, marks, result
+from opd.report.reading import Folder, labelled, read
+
+SCRIPTS = ("vendor/uplot/uPlot.iife.min.js", "curves.js", "drafts.js")
+STYLES = ("vendor/uplot/uPlot.min.css", "style.css")
+
+
+def write(folder: Path, baselines: Sequence[Path] = ()) -> Path:
+    """Writes FOLDER/report.html, with other runs beside it for comparison, and gives its path."""
+    run, *others = labelled([read(Path(each)) for each in (folder, *baselines)])
+    file = run.path / "report.html"
+    write_text(file, render(run, others))
+    return file
+
+
+def render(run: Folder, others: Sequence[Folder] = ()) -> str:
+    """The page as text."""
+    found, drawn = result.rows(run, others), marks.marks(run)
+    curves = {
+        "exams": figures.examinations(run, others),
+        "batches": figures.training(run),
+        "further": figures.further(run),
+    }
+    script = "\n".join(_resource(name) for name in SCRIPTS)
+    html = _environment().from_string(_resource("page.html"))
+    text = html.render(
+        run=run,
+        rows=found,
+        headline=result.headline(found),
+        sentences=result.sentences(found),
+        unlike=result.unlike(run, others),
+        marks=drawn,
+        curves=curves,
+        times=figures.times([run, *others]),
+        choices=choices.choices(run),
+        notes=_notes(run.notes),
+        style=Markup("\n".join(_resource(name) for name in STYLES)),
+        script=Markup(script),
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=embedded({"marks": drawn.data if drawn else None, "figures": curves}),
+    )
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+
+
+def embedded(value: Any) -> Markup:
+    """JSON that may stand inside a script element, whatever the texts in it say."""
+    text = json.dumps(value, default=lambda figure: figure.to_json(), separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+@cache
+def _resource(name: str) -> str:
+    return resources.files("opd.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _environment() -> Environment:
+    found = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    found.filters |= {"percent": result.percent, "duration": result.duration, "worded": result.worded}
+    return found
+
+
+def _notes(notes: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """Notes as a title, paragraphs and a table, or as a text with Markdown; HTML and images in it stay text."""
+    if isinstance(notes, str):
+        reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+        return {"title": "Notes", "html": Markup(reader.render(notes))}
+    return notes
