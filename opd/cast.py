@@ -27,7 +27,9 @@ def teacher_spec(settings: Settings, method: Method) -> str:
     embedded = "embedded:teacher" if settings.student == "embedded:student" else ""
     if spec := settings.teacher or method.casting.get("teacher", "") or embedded:
         return spec
-    raise SettingError(f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give a model folder, or {COPIES}")
+    raise SettingError(
+        f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give a model folder, or {COPIES}"
+    )
 
 
 def teacher(spec: str, settings: Settings, student: Any) -> Any:
@@ -53,7 +55,9 @@ def open_model(spec: str, settings: Settings, dtype: str, device: str, learns: b
         check_device(device)
     path = located(spec)
     remote = settings.trust_remote_code
-    model = load_model(path, None if dtype == "auto" else getattr(torch, dtype), None if device == "auto" else device, remote)
+    model = load_model(
+        path, None if dtype == "auto" else getattr(torch, dtype), None if device == "auto" else device, remote
+    )
     tokenizer = load_tokenizer(path, remote)
     if not learns:
         return HFModel(model.requires_grad_(False), tokenizer, spec, settings.max_new)

@@ -20,6 +20,7 @@ class Dist(Protocol):
 
     def __len__(self) -> int: ...
     def index(self, rows: Tensor) -> Self: ...  # the distributions of some rows
+    def to(self, device: torch.device) -> Self: ...  # the same on another device
     def tempered(self, temperature: float) -> Dist: ...
     @property
     def chosen(self) -> Tensor: ...  # [N] log-prob of the decided token
@@ -72,6 +73,10 @@ class _Project(torch.autograd.Function):
         return grad @ head, None, None
 
 
+def _project(hidden: Tensor, head: Tensor, buffer: GradBuffer) -> Tensor:
+    return _Project.apply(hidden, head, buffer)  # pyright: ignore
+
+
 @dataclass
 class HeadDist:
     """Distributions as last hidden state and head: the form in which "everything" of a model is small.
@@ -122,11 +127,8 @@ class HeadDist:
 
     def logits(self) -> Tensor:
         head = self.head[: self.vocab]
-        if self.grad_head is None:
-            logits = self.hidden @ head.T
-        else:
-            logits = _Project.apply(self.hidden, head, self.grad_head)  # pyright: ignore[reportUnknownMemberType]
-        logits = maths.upcast(logits)  # pyright: ignore[reportArgumentType]
+        raw = self.hidden @ head.T if self.grad_head is None else _project(self.hidden, head, self.grad_head)
+        logits = maths.upcast(raw)
         return logits if self.temperature == 1.0 else logits / self.temperature
 
     def logprobs(self) -> Tensor:

@@ -136,7 +136,7 @@ def refuse(t: Training, part: Rows, loss: float, norm: float) -> None:
         raise NonFiniteError(
             f"{t.failures} updates in a row had no finite gradient, the last at step {t.step}",
             got=f"loss {loss}, gradient norm {norm}",
-            remedy=f"Look at the rows in {where}: a teacher that gives -inf or nan, or a learning rate that is too high",
+            remedy=f"Look at the rows in {where}: a teacher that gives -inf or nan, or too high a learning rate",
         )
 
 

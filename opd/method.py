@@ -1,4 +1,4 @@
-"""A method says five things: who writes, who reads, how answers become credit, what is differentiated, what is averaged.
+"""A method says who writes, who reads, how answers become credit, what is differentiated, and what is averaged.
 
 loss = sum over terms, sum over rows of  weight[term, n] * loss[term](student[n], row[n])
 """

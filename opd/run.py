@@ -311,7 +311,11 @@ def exam_line(step: int, result: dict[str, Any]) -> dict[str, Any]:
         if drawn := result[kind]:
             line |= {f"eval.{kind}.length": drawn["length"], f"eval.{kind}.truncated": drawn["truncated"]}
             if share := drawn["accuracy"]:
-                line |= {f"eval.{kind}": share["value"], f"eval.{kind}.low": share["low"], f"eval.{kind}.high": share["high"]}
+                line |= {
+                    f"eval.{kind}": share["value"],
+                    f"eval.{kind}.low": share["low"],
+                    f"eval.{kind}.high": share["high"],
+                }
     if kl := result["kl"]:
         line |= {"eval.reverse_kl": kl["per_token"], "eval.reverse_kl.error": kl["per_token_error"]}
     return line
@@ -338,8 +342,8 @@ def build(settings: Settings) -> Training:
         weight_decay=settings.weight_decay,
     )
     return Training(
-        student, cast, task, method, optimizer, settings.rate, Source(task.train, settings.seed), settings.steps, settings.batch,
-        settings.max_grad_norm, settings.micro_tokens, settings.chunk,
+        student, cast, task, method, optimizer, settings.rate, Source(task.train, settings.seed),
+        settings.steps, settings.batch, settings.max_grad_norm, settings.micro_tokens, settings.chunk,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from opd.rollout import STUDENT, TEACHER, End, Group, Piece, Sampling, Visit, co
 
 @dataclass(frozen=True)
 class OneTurn:
-    """`n` answers of one writer to every prompt. The prompt is built once, by the student, for whoever writes or reads."""
+    """`n` answers of one writer to every prompt; the student builds the prompt, once, for whoever writes or reads."""
 
     n: int = 1
     sampling: Sampling = Sampling()
@@ -45,7 +45,7 @@ class OneTurn:
 
 @dataclass(frozen=True)
 class Coin:
-    """One coin per batch: with probability `p` the batch comes from `heads`, else from `tails` (GKD, 2306.13649, Alg. 1)."""
+    """One coin per batch: with probability `p` it comes from `heads`, else from `tails` (GKD, 2306.13649, Alg. 1)."""
 
     p: float
     heads: Sample

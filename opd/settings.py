@@ -1,4 +1,4 @@
-"""All choices of a run in one typed place: given on the command line, in TOML or in Python, and written down resolved."""
+"""All choices of a run in one typed place, whether typed on the command line, in TOML or in Python."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Settings(BaseModel):
     method: str = Field(description="the recipe, see 'opd list'")
     parameters: dict[str, Any] = Field(default_factory=dict, description="of the recipe, see 'opd show METHOD'")
     student: str = Field("embedded:student", description="model folder or hub name, or embedded:student")
-    teacher: str = Field("", description="model folder or hub name; self:live, self:frozen, self:ema=D, self:every=K; default: what the method says")
+    teacher: str = Field(
+        "", description="model folder or hub name, or self:live, self:frozen, self:ema=D, self:every=K"
+    )
     task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE or reasoning_gym:NAME")
     out: str = Field("", description="run folder; default runs/METHOD-TASK-SEED")
     steps: int = Field(100, ge=0, description="batches to learn from")

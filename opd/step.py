@@ -2,7 +2,9 @@
 
     loss = sum over terms, sum over rows of  weight[term, n] * loss[term](student[n], row[n])
 
-The result does not depend on the partition. Axes: N rows of an update, n rows of a chunk, T tokens, D width, V vocabulary.
+The result does not depend on the partition.
+
+Axes: N rows of an update, n rows of a chunk, T tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations

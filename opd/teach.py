@@ -118,21 +118,21 @@ def _with_ids(contexts: list[Rollout], shown: Sequence[Rollout | None], name: st
 def _place(rows: Rows, read: Read, answer: Answer, present: Sequence[bool], sizes: Sequence[int]) -> Rows:
     device = rows["keep"].device
     has = torch.from_numpy(np.repeat(np.asarray(present), sizes)).to(device)
-    where = (
-        None if all(present) else (has.long().cumsum(0) - 1).clamp(min=0)
-    )  # rows without evidence point anywhere: keep is False
+    # rows without evidence point at any answer: they lose `keep`
+    where = None if all(present) else (has.long().cumsum(0) - 1).clamp(min=0)
     columns: dict[str, Tensor | Dist] = {}
+    dist = answer.dist.to(device) if answer.dist is not None else None  # a teacher may sit elsewhere
+    if dist is not None and where is not None:
+        dist = dist.index(where)
     for into in read.into:
-        if answer.dist is not None:
-            columns[into] = answer.dist if where is None else answer.dist.index(where)
+        if dist is not None:
+            columns[into] = dist
         if answer.chosen is not None:
             columns[f"{into}.chosen"] = _spread(answer.chosen, rows, where, has)
         if answer.gathered is not None:
             columns[f"{into}.gathered"] = _spread(answer.gathered, rows, where, has)
-        if read.want.topk and answer.dist is not None:
-            columns[f"{into}.ids"] = (
-                (answer.dist if where is None else answer.dist.index(where)).top(read.want.topk).to(device)
-            )
+        if read.want.topk and dist is not None:
+            columns[f"{into}.ids"] = dist.top(read.want.topk)
     return rows.plus(**columns) if where is None else rows.plus(**columns, keep=rows["keep"] & has)
 
 

@@ -36,7 +36,8 @@ def large_vocabulary(tmp_path_factory):
     words = {word: i for i, word in enumerate(["<unk>", "<|im_end|>", *(f"w{i}" for i in range(WORDS - 2))])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<|im_end|>", pad_token="<|im_end|>")
+    special = {"unk_token": "<unk>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     for name, padded, width in (("student", 151_936, 8), ("teacher", 152_064, 12)):
         torch.manual_seed(len(name))
         config = Qwen3Config(

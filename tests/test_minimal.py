@@ -35,7 +35,8 @@ def test_same_gradient_as_the_package(minimal):
     student, teacher = opened("student"), opened("teacher")
     tokenizer = student.tokenizer
     prompts, _ = minimal.batch(tokenizer, random.Random(0), 5)
-    tokens, decided = minimal.write(student.model, prompts, tokenizer.eos_token_id, 1.5, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    tokens, decided = minimal.write(student.model, prompts, tokenizer.eos_token_id, 1.5, generator)
     loss = minimal.reverse_kl(student.model, teacher.model, tokens, decided)
     loss.backward()
     theirs = {name: p.grad.clone() for name, p in student.model.named_parameters()}

@@ -1,4 +1,4 @@
-"""A run that is killed, again and again, ends with the same bits as one that never was: real processes, real SIGKILL."""
+"""A run that is killed again and again ends with the same bits as one that never was: real processes, real SIGKILL."""
 
 import json
 import os
@@ -77,9 +77,10 @@ def test_killed_and_resumed_to_the_same_bits(name, tmp_path):
     assert ours.keys() == theirs.keys()
     assert all((ours[key] == theirs[key]).all() for key in ours), "weights differ"
     assert losses(torn) == losses(whole), "some step was done twice, left out, or went another way"
-    assert json.loads((torn / "summary.json").read_text())["student_after"] == json.loads(
-        (whole / "summary.json").read_text()
-    )["student_after"]
+    assert (
+        json.loads((torn / "summary.json").read_text())["student_after"]
+        == json.loads((whole / "summary.json").read_text())["student_after"]
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -92,7 +92,7 @@ def test_two_updates_of_unequal_size_equal_a_loop_by_hand():
 
 
 def test_a_mean_over_the_batch_would_be_told_apart():
-    cast, groups, rows, sequences = written(n=5)
+    cast, _, rows, sequences = written(n=5)
     part = next(updates(rows, Updates(parts=2), seed=3))
     right = gradients(METHOD, cast["student"], part, sequences)
     wrong_mean = lambda table: table["keep"].double() / float(rows["keep"].sum())

@@ -6,9 +6,9 @@ Equation: L = mean_n (1/|L|) sum_l (1/D) || h_S^l(n) - h_T^l(n) ||^2, over the l
 
 States are those after the token was read, as in the released code (the text says before). The head gets no gradient.
 
-Differs: the mean over tokens is taken per sequence as in the paper's equation; mean=token_mean is the released code.
-Vanilla form, not normalised: models of unequal width need the paper's bridge, which is not here yet. Matching only makes
-sense when both models come from one origin.
+Differs: the mean over tokens is per sequence as in the paper's equation; mean=token_mean is the released code.
+Vanilla form, not normalised: models of unequal width need the paper's bridge, which is not here yet. Matching only
+makes sense when both models come from one origin.
 """
 
 from opd.credit import LastOnly

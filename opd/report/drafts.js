@@ -49,11 +49,13 @@
 
   function word(token, place) {
     const instead = preferred(token);
-    const element = make(instead === null ? "span" : "ruby", `t k${level(token)}`, visible(written(token), true));
-    if (instead !== null) element.append(make("rt", "", visible(instead)));
+    const text = written(token), isShort = text.length < 16 && !text.includes("\n");
+    const element = make(instead === null ? "span" : "ruby", `t k${level(token)}${isShort ? " short" : ""}`, visible(text, instead === null));
     element.tabIndex = place === 0 ? 0 : -1;
     element.dataset.place = place;
-    return element;
+    if (instead === null) return [element];
+    element.append(make("rt", "", visible(instead))); // lines don't break inside a ruby, so they break after it
+    return [element, ...Array.from(text.matchAll(/\n/g), () => make("br"))];
   }
 
   // ---- problems
@@ -79,7 +81,7 @@
     if (!side) return make("div", "side", make("h4", "", title(at)), make("p", "nothing", "Nothing was written."));
     const mean = side.tokens.reduce((sum, token) => sum + nats(token), 0) / side.tokens.length;
     const cut = side.end === "length" ? [make("span", "", "cut off")] : [];
-    const text = make("div", "text", ...side.tokens.map(word));
+    const text = make("div", "text", ...side.tokens.flatMap(word));
     text.dataset.problem = problem.number;
     text.dataset.side = at;
     text.setAttribute("role", "group");

@@ -149,7 +149,7 @@ def headline(found: Sequence[Row]) -> Headline | None:
         start, end = (_number(row.get(role), what) for role in ("before", "run"))
         if start or end:
             name = {"sampled": "Sampled accuracy", "greedy": "Greedy accuracy", "kl": "Reverse KL"}[what]
-            return Headline(name, start, end, _beside(found, what))
+            return Headline(name if end else f"{name} before training", start, end, _beside(found, what))
     return None
 
 
