@@ -206,9 +206,11 @@ def _divergence(lp: Tensor, lq: Tensor, value: _Formula, slope: _Formula) -> Ten
 
 
 def _weigh(logmass: Tensor, x: Tensor) -> Tensor:
-    # exp(logmass) * x, written over x. Mass 0 gives 0: 0 * inf would be nan.
+    # exp(logmass) * x, written over x. Mass 0 gives 0: 0 * inf would be nan. The sum finds out whether any of that is
+    # there at all, because looking for the zeros themselves takes as long as the rest together.
     mass = logmass.exp()
-    return x.mul_(mass).masked_fill_(mass == 0, 0)
+    x.mul_(mass)
+    return x if bool(x.sum().isfinite()) else x.masked_fill_(mass == 0, 0)
 
 
 def reverse_kl(lp: Tensor, lq: Tensor, gradient: Gradient = "pathwise") -> Tensor:

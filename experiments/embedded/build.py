@@ -166,11 +166,11 @@ def train(
 def build(what: str, out: Path, seed: int) -> None:
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(out / what)  # before use: a padded call leaves its padding in the file
     model = build_model(SIZES[what], tokenizer)
     print(f"{what}: {model.num_parameters():,} parameters, vocabulary {len(tokenizer)}", flush=True)
     train(model, tokenizer, seed, **TRAINING[what])
     model.save_pretrained(out / what)
-    tokenizer.save_pretrained(out / what)
     greedy, sampled = (accuracy(model, tokenizer, 2048, 2, s) for s in (False, True))
     print(f"{what}: {greedy:.1f} % greedy, {sampled:.1f} % sampled on 2048 held-out problems", flush=True)
 

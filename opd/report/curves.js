@@ -55,7 +55,7 @@
       const key = document.createElement("span");
       key.className = "key";
       key.style.setProperty("--tone", `var(${TONES[one.of.role]})`);
-      if (one.dash) key.style.setProperty("--dash", "dashed");
+      if (one.dash) key.style.setProperty("--dash", one.dash[0] > 3 ? "dashed" : "dotted");
       key.append(one.of.label, " ", Object.assign(document.createElement("b"), { textContent: value == null ? "–" : one.format(value) }));
       texts.push(key);
     });
