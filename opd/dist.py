@@ -35,7 +35,7 @@ class GradBuffer:
     """The gradient of a head [V, D], summed in at least float32 and made only when a loss first touches the head.
 
     One buffer for all chunks: its sum does not depend on the partition as a bfloat16 sum would, and no [V, D]
-    temporary appears per chunk.
+    temporary appears per chunk. A float32 parameter is its own buffer: autograd would make a copy of any other.
     """
 
     def __init__(self, head: Tensor) -> None:
@@ -44,16 +44,24 @@ class GradBuffer:
 
     def add(self, logits_grad: Tensor, hidden: Tensor) -> None:
         if self.sum is None:
-            dtype = torch.promote_types(self.head.dtype, torch.float32)
-            self.sum = torch.zeros(self.head.shape, dtype=dtype, device=self.head.device)
+            self.sum = self._start()
         touched = self.sum[: logits_grad.shape[1]]
         if touched.dtype == hidden.dtype:
             touched.addmm_(logits_grad.T, hidden)
         else:
             touched.add_(logits_grad.T @ hidden)
 
+    def _start(self) -> Tensor:
+        dtype = torch.promote_types(self.head.dtype, torch.float32)
+        if not self.head.is_leaf or self.head.dtype != dtype:
+            return torch.zeros(self.head.shape, dtype=dtype, device=self.head.device)
+        if self.head.grad is None:
+            self.head.grad = torch.zeros_like(self.head)
+        return self.head.grad
+
     def gradient(self) -> Tensor | None:
-        return None if self.sum is None else self.sum.to(self.head.dtype)
+        """What is left to be sent to the head; None where it is already there."""
+        return None if self.sum is None or self.sum is self.head.grad else self.sum.to(self.head.dtype)
 
 
 class _Project(torch.autograd.Function):

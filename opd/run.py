@@ -323,6 +323,8 @@ def exam_line(step: int, result: dict[str, Any]) -> dict[str, Any]:
 
 def build(settings: Settings) -> Training:
     """Models, task, method and optimizer; whatever cannot be stops here, before step 1."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     method: Method = settings.build_method()
     task = load_task(settings.task)
     cast = casting.build(settings, method)

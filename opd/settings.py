@@ -51,6 +51,7 @@ class Settings(BaseModel):
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...")
     teacher_device: str = Field("auto", description="where the teacher sits; auto: with the student")
+    threads: int = Field(0, ge=0, description="of the CPU; 0 leaves it to torch (another number, other last bits)")
     gradient_checkpointing: bool = Field(False, description="less memory, one more forward")
     micro_tokens: int = Field(8192, ge=1, description="padded tokens in one forward and backward at most")
     chunk: int = Field(0, ge=0, description="rows of logits at a time; 0 chooses by the vocabulary")

@@ -24,7 +24,8 @@ from opd.rollout import Array, Group
 from opd.rows import Rows, flatten
 from opd.teach import teach
 
-CHUNK_ELEMENTS = 2**22  # logits per chunk [n, V]: small enough to stay near the processor's caches
+CHUNK_ELEMENTS = 2**22, 2**26  # logits per chunk [n, V] on a processor and on an accelerator: a few live at a time
+CHUNK_ROWS = 64  # but at least so many rows, or reading the head takes longer than multiplying with it
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,9 @@ def gradient(
     weights = {name: _weights(name, term, rows) for name, term in method.terms.items()}
     live = torch.stack(list(weights.values())).ne(0).any(0)
     outcome = Outcome(dict.fromkeys(weights, 0.0), int(live.sum()))
+    chunk = chunk or max(CHUNK_ROWS, CHUNK_ELEMENTS[student.device.type != "cpu"] // student.vocab)
     for batch in plan(rows, live, sequences, micro_tokens, bool(method.layers)):
-        _backward(student, batch, rows, method, weights, chunk or max(16, CHUNK_ELEMENTS // student.vocab), outcome)
+        _backward(student, batch, rows, method, weights, chunk, outcome)
         outcome.passes += 1
     return outcome
 
@@ -152,7 +154,7 @@ def _backward(
     forward = student.trunk(batch.tokens, batch.positions, method.layers)
     hidden = torch.zeros_like(forward.hidden)
     states = {layer: torch.zeros_like(state) for layer, state in forward.states.items()}
-    head = GradBuffer(forward.head)
+    head = GradBuffer(forward.head) if forward.head.requires_grad else None
     part = rows.index(batch.rows)
     weight = {name: w[batch.rows] for name, w in weights.items()}
     for start in range(0, len(batch.rows), chunk):
@@ -165,14 +167,14 @@ def _backward(
         _observe(dist, slices, method, batch.rows[here], len(rows), outcome)
         _collect(dist, hidden, states, here)
     roots = [forward.hidden, forward.head, *forward.states.values()]
-    grads = [hidden, head.gradient(), *states.values()]
+    grads = [hidden, head and head.gradient(), *states.values()]
     if forward.aux is not None:
         roots, grads = [*roots, forward.aux], [*grads, torch.ones_like(forward.aux)]
     pairs = [(root, grad) for root, grad in zip(roots, grads, strict=True) if root.requires_grad and grad is not None]
     torch.autograd.backward([root for root, _ in pairs], [grad for _, grad in pairs])
 
 
-def _leaves(forward: Forward, tokens: Tensor, head: GradBuffer, vocab: int, here: slice) -> HeadDist:
+def _leaves(forward: Forward, tokens: Tensor, head: GradBuffer | None, vocab: int, here: slice) -> HeadDist:
     """The student's distributions of one chunk on leaves of their own: a slice of one big leaf costs quadratic time."""
     states = {layer: state[here].detach().requires_grad_() for layer, state in forward.states.items()}
     hidden = forward.hidden[here].detach().requires_grad_()

@@ -153,7 +153,7 @@ def test_parse(words, places, values):
     ],
 )
 def test_parse_refuses(words, sentence):
-    with pytest.raises(SettingError, match="opd|needs") as error:
+    with pytest.raises(SettingError) as error:
         options.parse(words.split(), OPTIONS, "x")
     assert sentence in str(error.value)
 
@@ -218,7 +218,7 @@ def test_check_of_a_broken_method_ends_with_1(opd, monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(place):
-    """A run in a real process, asked to stop in its middle by Ctrl-C; it gives (folder, what the process said, code)."""
+    """A run in a real process, asked to stop in its middle by Ctrl-C: its folder, what it said, its exit code."""
     words = ["train", "gkd", *WHO, *FAST, "--lam", "1", "--steps", "2000", "--out", "run"]
     process = start(*words, cwd=place)
     assert process.stdout and process.stderr

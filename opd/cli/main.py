@@ -30,7 +30,7 @@ COMMANDS = {  # name -> where it lives, what it does
 }
 EXAMPLES = """\
 Examples
-  opd train gkd --teacher embedded:teacher         with the small models and the task that come along
+  opd train gkd                                    with the small models and the task that come along
   opd train gkd --lam 1 --student S --teacher T --task jsonl:problems.jsonl
   opd train --resume runs/gkd-sums-0
 
