@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test install lint types bench clean
+.PHONY: demo test install lint types gpu bench clean
 
 demo: .venv/.run  ## distil the embedded student, print an honest table, end with the path of a page
 	$(BIN)/opd demo
@@ -20,6 +20,10 @@ lint: .venv/.dev
 
 types: .venv/.dev
 	$(BIN)/pyright
+
+gpu: .venv/.dev  ## tests and benchmarks that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 bench: .venv/.bench  ## side by side with TRL; writes docs/benchmarks.md's tables to standard output
 	$(BIN)/python benchmarks/all.py

@@ -93,7 +93,7 @@ class Rows:
         names = _common(parts, [rollout for rollout, _ in rollouts])
         columns: dict[str, Tensor | Dist] = {}
         for name in names:
-            tensor = torch.from_numpy(np.concatenate([p[name] for p in parts]))
+            tensor = torch.as_tensor(np.concatenate([p[name] for p in parts]))
             columns[name] = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
         columns["keep"] = torch.ones(len(columns["token"]), dtype=torch.bool, device=device)
         return cls(columns, step)

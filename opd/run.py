@@ -11,37 +11,29 @@ RUN/run.toml             all settings as resolved, versions, git state
 
 from __future__ import annotations
 
-import inspect
 import json
-import platform
-import shutil
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 import tomli_w
-import torch
 from safetensors.torch import save_file
 
 from opd import cast as casting
-from opd import recipes
+from opd.build import build
 from opd.checkpoint import checkpoints, forget_old, load_state, save_state, write_folder, write_text
 from opd.drafts import drafts
-from opd.errors import DataError, ModelError, SettingError
+from opd.errors import ModelError, SettingError
 from opd.evaluate import Evaluation, evaluate
-from opd.loop import Batch, Source, Training, train
-from opd.method import Method
-from opd.protocols import Cast, Task, Teacher, resolve_layers
+from opd.loop import Batch, Training, train
+from opd.protocols import Task, Teacher
+from opd.record import exam_line, read_metrics, resolved
 from opd.rows import Rows
 from opd.settings import Settings, read_toml
-from opd.tasks import load_task
-from opd.teach import check_capabilities
 
 
 class Stopped(Exception):
@@ -81,7 +73,7 @@ class Run:
             )
         run = cls(settings, folder, build(settings), watches=list(watches))
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "run.toml", tomli_w.dumps(resolved(settings) | {"teacher": run.settings_teacher}))
+        write_text(folder / "run.toml", tomli_w.dumps(resolved(settings) | {"teacher": run.teacher_spec}))
         return run
 
     @classmethod
@@ -110,13 +102,13 @@ class Run:
         self.training.on_failure = self.save_refused
         for watch in self.watches:
             watch.started(self)
-        summary = None
+        summary: dict[str, Any] = {}
         try:
             with self.interruptible():
                 summary = self._train()
         finally:
             for watch in self.watches:
-                watch.finished(summary)
+                watch.finished(summary or None)
         return summary
 
     def _train(self) -> dict[str, Any]:
@@ -154,13 +146,11 @@ class Run:
         return result
 
     def teacher_result(self) -> dict[str, Any] | None:
-        writes = (
-            self.teacher is not None and "text" in self.teacher.can and not self.settings_teacher.startswith("self")
-        )
+        writes = self.teacher is not None and "text" in self.teacher.can and not self.teacher_spec.startswith("self")
         return self.evaluation("teacher", self.teacher).to_json() if writes else None
 
     @property
-    def settings_teacher(self) -> str:
+    def teacher_spec(self) -> str:
         return casting.teacher_spec(self.settings, self.training.method)
 
     def evaluation(self, name: str, writer: Any) -> Evaluation:
@@ -302,125 +292,3 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def exam_line(step: int, result: dict[str, Any]) -> dict[str, Any]:
-    """One line of metrics.jsonl for an examination after `step` batches."""
-    line: dict[str, Any] = {"step": step}
-    for kind in ("greedy", "sampled"):
-        if drawn := result[kind]:
-            line |= {f"eval.{kind}.length": drawn["length"], f"eval.{kind}.truncated": drawn["truncated"]}
-            if share := drawn["accuracy"]:
-                line |= {
-                    f"eval.{kind}": share["value"],
-                    f"eval.{kind}.low": share["low"],
-                    f"eval.{kind}.high": share["high"],
-                }
-    if kl := result["kl"]:
-        line |= {"eval.reverse_kl": kl["per_token"], "eval.reverse_kl.error": kl["per_token_error"]}
-    return line
-
-
-def build(settings: Settings) -> Training:
-    """Models, task, method and optimizer; whatever cannot be stops here, before step 1."""
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    method: Method = settings.build_method()
-    task = load_task(settings.task)
-    cast = casting.build(settings, method)
-    student = cast["student"]
-    check_capabilities(method, cast)
-    check_support(method, student.vocab)
-    check_layers(method, cast)
-    check_task(task, student)
-    parameters = [{"params": list(student.parameters())}]
-    own = [
-        p for term in method.terms.values() if isinstance(term.loss, torch.nn.Module) for p in term.loss.parameters()
-    ]
-    optimizer = torch.optim.AdamW(
-        parameters + ([{"params": own}] if own else []),
-        lr=settings.lr,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-    )
-    return Training(
-        student, cast, task, method, optimizer, settings.rate, Source(task.train, settings.seed),
-        settings.steps, settings.batch, settings.max_grad_norm, settings.micro_tokens, settings.chunk,
-    )  # fmt: skip
-
-
-def check_layers(method: Method, cast: Cast) -> None:
-    """Layers that a model in this process does not have are refused before anybody writes."""
-    asked = [("student", method.layers), *((ask.who, ask.want.layers) for ask in method.teach)]
-    for who, layers in asked:
-        engine = getattr(cast[who], "engine", cast[who])
-        if layers and hasattr(engine, "blocks"):
-            resolve_layers(layers, len(engine.blocks), f"{who} {engine.name}")
-
-
-def check_task(task: Task, student: Any) -> None:
-    """There is something to learn and to be examined on, and every prompt leaves room for an answer."""
-    for kind, problems in (("training", task.train), ("held-out", task.held_out)):
-        if not problems:
-            what = f"task {task.name} has no {kind} problem"
-            raise DataError(what, expected="at least one", remedy="Give it more problems")
-    for problem in (*task.train, *task.held_out):
-        n = len(student.render(problem.messages))
-        if n >= student.context:
-            start = " ".join(problem.messages[-1]["content"].split())[:40]
-            raise DataError(
-                f"the prompt of problem {problem.id} ({start!r}...) does not fit the context of {student.name}",
-                got=f"{n} tokens",
-                expected=f"at most {student.context - 1}",
-                remedy="Drop or shorten that problem",
-            )
-
-
-def check_support(method: Method, vocab: int) -> None:
-    if method.support > vocab:
-        raise SettingError(
-            "the support is larger than the vocabulary", got=f"k={method.support}", expected=f"at most {vocab}"
-        )
-
-
-def resolved(settings: Settings) -> dict[str, Any]:
-    """All settings, every parameter of the method with its value, and what the run was made with."""
-    defaults = {name: p.default for name, p in inspect.signature(recipes.load(settings.method)).parameters.items()}
-    values = settings.model_dump(mode="json") | {
-        "out": str(settings.folder),
-        "parameters": {**defaults, **settings.parameters},
-    }
-    packages = ("opd", "torch", "transformers", "numpy", "safetensors")
-    versions = {name: metadata.version(name) for name in packages if _installed(name)}
-    return {**values, "versions": {"python": platform.python_version(), **versions}, "git": git_state()}
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def git_state() -> dict[str, Any]:
-    """Commit of the folder that the run was started in, and whether files differed from it."""
-    if not shutil.which("git"):
-        return {}
-
-    def ask(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=False).stdout.strip()
-
-    commit = ask("rev-parse", "HEAD")
-    return {"commit": commit, "changed": bool(ask("status", "--porcelain"))} if commit else {}
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that was cut by a kill is left out."""
-    lines = list[dict[str, Any]]()
-    for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines

@@ -137,8 +137,8 @@ def _cuts(rows: Rows, live: Tensor, sequences: Sequence[Array], after: bool) -> 
     order = np.lexsort((position, owner))
     for part in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
         if len(part):
-            end = position[part[-1]] + int(after)
-            yield Cut(sequences[owner[part[0]]][:end], position[part], numbers[part])
+            tokens = sequences[int(owner[part[0]])]
+            yield Cut(tokens[: int(position[part[-1]]) + after], position[part], numbers[part])
 
 
 def _backward(

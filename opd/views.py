@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from opd.errors import DataError
-from opd.rollout import Group, Message, Rollout
+from opd.rollout import Group, Message, Problem, Rollout
 
 
 def template(name: str) -> str:
@@ -21,13 +21,17 @@ class Privileged:
     template: str
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
-        context = group.problem.privileged_context
-        if context is None:
+        context = self.check(group.problem)
+        return [rollout.reworded(group.render(self.reworded(group.problem.messages, context)))]
+
+    def check(self, problem: Problem) -> str:
+        """What the reader is told about a problem; a run asks this of every problem before it begins."""
+        if problem.privileged_context is None:
             raise DataError(
-                f"problem {group.problem.id} has no privileged context, and this method shows it to the teacher",
+                f"problem {problem.id} has no privileged context, and this method shows it to the teacher",
                 remedy="Give the task a column 'privileged_context'",
             )
-        return [rollout.reworded(group.render(self.reworded(group.problem.messages, context)))]
+        return problem.privileged_context
 
     def reworded(self, messages: tuple[Message, ...], context: str) -> tuple[Message, ...]:
         last = max(number for number, message in enumerate(messages) if message["role"] == "user")

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from opd.cli.main import main
-from opd.run import read_metrics
+from opd.record import read_metrics
 
 WORDS = 151_669  # entries of Qwen3's tokenizer; its models pad them to 151,936, larger Qwen2.5 ones to 152,064
 

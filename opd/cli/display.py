@@ -47,7 +47,7 @@ class Progress:
         s, training = run.settings, run.training
         self.step, self.steps, self.folder = training.step, training.steps, run.folder
         learning = sum(p.numel() for p in training.student.parameters())
-        self.title = f"{s.method} on {s.task}: {s.student} learns from {run.settings_teacher}"
+        self.title = f"{s.method} on {s.task}: {s.student} learns from {run.teacher_spec}"
         self.say(self.title, "bold")
         size, device = f"{training.steps} steps of {training.batch} problems", training.student.device
         self.say(f"{size}, {counted(learning)} parameters, {device}, folder {run.folder}")
@@ -125,7 +125,7 @@ class Progress:
 
 def flat(result: dict[str, Any] | None) -> dict[str, Any]:
     """An evaluation as the numbers of one line of metrics: greedy, greedy.low, reverse_kl, ..."""
-    from opd.run import exam_line
+    from opd.record import exam_line
 
     return without_prefix(exam_line(0, result)) if result else {}
 

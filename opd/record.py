@@ -1,0 +1,75 @@
+"""What a run writes down: its settings as resolved, what it was made with, and lines of metrics."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from opd import recipes
+from opd.settings import Settings
+
+
+def exam_line(step: int, result: dict[str, Any]) -> dict[str, Any]:
+    """One line of metrics.jsonl for an examination after `step` batches."""
+    line: dict[str, Any] = {"step": step}
+    for kind in ("greedy", "sampled"):
+        if drawn := result[kind]:
+            line |= {f"eval.{kind}.length": drawn["length"], f"eval.{kind}.truncated": drawn["truncated"]}
+            if share := drawn["accuracy"]:
+                line |= {
+                    f"eval.{kind}": share["value"],
+                    f"eval.{kind}.low": share["low"],
+                    f"eval.{kind}.high": share["high"],
+                }
+    if kl := result["kl"]:
+        line |= {"eval.reverse_kl": kl["per_token"], "eval.reverse_kl.error": kl["per_token_error"]}
+    return line
+
+
+def resolved(settings: Settings) -> dict[str, Any]:
+    """All settings, every parameter of the method with its value, and what the run was made with."""
+    defaults = {name: p.default for name, p in inspect.signature(recipes.load(settings.method)).parameters.items()}
+    values = settings.model_dump(mode="json") | {
+        "out": str(settings.folder),
+        "parameters": {**defaults, **settings.parameters},
+    }
+    packages = ("opd", "torch", "transformers", "numpy", "safetensors")
+    versions = {name: metadata.version(name) for name in packages if _installed(name)}
+    return {**values, "versions": {"python": platform.python_version(), **versions}, "git": git_state()}
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the folder that the run was started in, and whether files differed from it."""
+    if not shutil.which("git"):
+        return {}
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+
+    commit = ask("rev-parse", "HEAD")
+    return {"commit": commit, "changed": bool(ask("status", "--porcelain"))} if commit else {}
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that was cut by a kill is left out."""
+    lines = list[dict[str, Any]]()
+    for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
