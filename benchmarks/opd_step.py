@@ -1,6 +1,6 @@
 """Seconds and memory of one on-policy step of opd, with the models, the batch and the lengths of trl_step.py.
 
-    python benchmarks/opd_step.py --vocab 32000 --steps 6
+python benchmarks/opd_step.py --vocab 32000 --steps 6
 """
 
 from __future__ import annotations
@@ -66,7 +66,12 @@ def main() -> None:
     split = {phase: best(m[f"seconds.{phase}"] for m in kept) for phase in ("sample", "teach", "learn")}
     total = best(sum(m[f"seconds.{phase}"] for phase in split) for m in kept)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    report(sizes, who="opd", seconds={"total": total, **split, "cpu": best(cpu[sizes.warmup :])}, mib={"imported": round(imported), "peak": round(peak - imported)})
+    report(
+        sizes,
+        who="opd",
+        seconds={"total": total, **split, "cpu": best(cpu[sizes.warmup :])},
+        mib={"imported": round(imported), "peak": round(peak - imported)},
+    )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ class Clock(TrainerCallback):
         sample, teach = self.inside["sample"], self.inside["teach"]
         total = now - self.last
         learn = total - sample - teach
-        self.steps.append({"total": total, "sample": sample, "teach": teach, "learn": learn, "cpu": cpu - self.last_cpu})
+        self.steps.append(
+            {"total": total, "sample": sample, "teach": teach, "learn": learn, "cpu": cpu - self.last_cpu}
+        )
         self.inside.clear()
         self.last, self.last_cpu = now, cpu
 
@@ -90,7 +92,12 @@ def main() -> None:
     kept = clock.steps[sizes.warmup :]
     split = {phase: best(step[phase] for step in kept) for phase in ("total", "sample", "teach", "learn", "cpu")}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    report(sizes, who=f"trl {trl.__version__}", seconds=split, mib={"imported": round(imported), "peak": round(peak - imported)})
+    report(
+        sizes,
+        who=f"trl {trl.__version__}",
+        seconds=split,
+        mib={"imported": round(imported), "peak": round(peak - imported)},
+    )
 
 
 if __name__ == "__main__":

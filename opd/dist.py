@@ -19,7 +19,7 @@ class Dist(Protocol):
     """n conditional distributions over V tokens, each with the token that was decided there."""
 
     def __len__(self) -> int: ...
-    def index(self, rows: Tensor) -> Self: ...  # the distributions of some rows
+    def index(self, rows: Tensor | slice) -> Self: ...  # the distributions of some rows
     def to(self, device: torch.device) -> Self: ...  # the same on another device
     def tempered(self, temperature: float) -> Dist: ...
     @property
@@ -113,10 +113,10 @@ class HeadDist:
     def inner(self) -> dict[int, Tensor]:
         return self.states
 
-    def index(self, rows: Tensor) -> HeadDist:
-        states = {layer: state[rows.to(state.device)] for layer, state in self.states.items()}
-        here = rows.to(self.hidden.device)
-        return replace(self, hidden=self.hidden[here], tokens=self.tokens[here], states=states, _logprobs=None)
+    def index(self, rows: Tensor | slice) -> HeadDist:
+        states = {layer: _pick(state, rows) for layer, state in self.states.items()}
+        hidden, tokens = _pick(self.hidden, rows), _pick(self.tokens, rows)
+        return replace(self, hidden=hidden, tokens=tokens, states=states, _logprobs=None)
 
     def to(self, device: torch.device) -> HeadDist:
         """A copy of the rows on another device; the head moves too, so ask for it once."""
@@ -156,6 +156,10 @@ class HeadDist:
         return self.logprobs().detach().topk(k, dim=-1).indices
 
 
+def _pick(x: Tensor, rows: Tensor | slice) -> Tensor:
+    return x[rows if isinstance(rows, slice) else rows.to(x.device)]
+
+
 @dataclass
 class TableDist:
     """Distributions written out: [N, V] log-probs. For tabular worlds, fakes and tests."""
@@ -171,7 +175,7 @@ class TableDist:
     def inner(self) -> dict[int, Tensor]:
         return self.states
 
-    def index(self, rows: Tensor) -> TableDist:
+    def index(self, rows: Tensor | slice) -> TableDist:
         return TableDist(self.table[rows], self.tokens[rows], {k: v[rows] for k, v in self.states.items()})
 
     def to(self, device: torch.device) -> TableDist:
@@ -216,7 +220,7 @@ class TopDist:
     def inner(self) -> dict[int, Tensor]:
         return self.states
 
-    def index(self, rows: Tensor) -> TopDist:
+    def index(self, rows: Tensor | slice) -> TopDist:
         known = None if self.known is None else self.known[rows]
         return TopDist(
             self.ids[rows], self.values[rows], self.tokens[rows], known, {k: v[rows] for k, v in self.states.items()}

@@ -65,9 +65,9 @@ class Rows:
                 )
         return replace(self, columns={**self.columns, **columns})
 
-    def index(self, rows: Tensor) -> Self:
-        """The rows with these numbers [n] (or this mask [N])."""
-        if rows.dtype == torch.bool:
+    def index(self, rows: Tensor | slice) -> Self:
+        """The rows with these numbers [n] (or this mask [N]); a slice copies nothing."""
+        if isinstance(rows, Tensor) and rows.dtype == torch.bool:
             rows = rows.nonzero().squeeze(-1)
         columns: dict[str, Tensor | Dist] = {
             name: column[rows] if isinstance(column, Tensor) else column.index(rows)

@@ -160,7 +160,7 @@ def _backward(
     for start in range(0, len(batch.rows), chunk):
         here = slice(start, min(start + chunk, len(batch.rows)))
         dist = _leaves(forward, part["token"], head, student.vocab, here)
-        slices = part.index(torch.arange(here.start, here.stop, device=batch.rows.device))
+        slices = part.index(here)
         total = _chunk_loss(dist, slices, method, {name: w[here] for name, w in weight.items()}, outcome)
         if total.requires_grad:
             total.backward()  # pyright: ignore[reportUnknownMemberType]

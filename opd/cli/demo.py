@@ -12,7 +12,7 @@ from opd.cli import options
 from opd.cli.options import Option
 
 COMMON: dict[str, Any] = {
-    "teacher": "embedded:teacher", "task": "sums,train=128", "batch": 64, "max_new": 20, "schedule": "linear",
+    "teacher": "embedded:teacher", "batch": 64, "max_new": 20, "schedule": "linear",
     "warmup": 10, "eval_problems": 512, "checkpoint_every": 0, "drafts": 60,
     "threads": 1,  # models this small gain nothing from a second one, and lose much when it has to wait
 }  # fmt: skip
@@ -25,14 +25,25 @@ SEED = Option("seed", "int", 0, "another order of problems, other samples", "Dem
 
 
 def demo(words: list[str]) -> int:
-    """Three runs, a table, a page."""
+    """Three runs, a table, a page; 130 when it was asked to stop."""
     if options.asks_help(words):
         text = "Distils the embedded student and shows what came of it."
         print(options.page(["opd demo [--seed N]"], text, [SEED]))
         return 0
     places, given = options.parse(words, [SEED], "demo")
     options.no_places(places, "demo")
-    seed, root, start = given.get("seed", 0), free_folder(Path("runs/demo")), time.perf_counter()
+    from opd.run import Stopped
+
+    root = free_folder(Path("runs/demo"))
+    try:
+        return three_runs(root, given.get("seed", 0))
+    except Stopped:
+        print(f"stopped; what was done so far is in {root}, and the same command begins anew", flush=True)
+        return 130
+
+
+def three_runs(root: Path, seed: int) -> int:
+    start = time.perf_counter()
     on_policy, equal_updates, equal_time = (
         root / name for name in ("on-policy", "sft-equal-updates", "sft-equal-time")
     )
@@ -75,7 +86,8 @@ def teach(what: str, folder: Path, seed: int, values: dict[str, Any]) -> dict[st
 
     hush()
     print(f"\n{what}", flush=True)
-    return Run.new(Settings.of(**{**COMMON, **values, "seed": seed, "out": str(folder)}), display()).train()
+    own = {"task": f"sums,train=128,seed={seed}", "seed": seed, "out": str(folder)}
+    return Run.new(Settings.of(**COMMON, **values, **own), display()).train()
 
 
 def show(ours: dict[str, Any], updates: dict[str, Any], seconds: dict[str, Any]) -> None:
