@@ -71,9 +71,8 @@ def main() -> None:
         for values in GRID:
             found.setdefault(name(values), []).append(once(values, seed, given.out, given.problems))
             print(f"seed {seed}: {row(values, found[name(values)][-1:])}", flush=True)
-    print(
-        "\n| method | T | lr | updates | greedy % | sampled % | reverse KL | seconds |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("\n| method | T | lr | updates | greedy % | sampled % | reverse KL | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
     print("\n".join(row(values, found[name(values)]) for values in GRID))
 
 
