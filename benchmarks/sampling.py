@@ -17,6 +17,8 @@ from common import STUDENT, Sizes, llama, prompts, report, seconds, tokenizer
 from opd.engines.hf import HFModel
 from opd.rollout import Sampling
 
+CASES = (64, 16), (64, 64), (32_000, 16)  # vocabulary, sequences
+
 
 def compare(vocab: int, batch: int) -> dict[str, float]:
     """Median tokens per second of both, measured in turn."""
@@ -45,11 +47,7 @@ def compare(vocab: int, batch: int) -> dict[str, float]:
 
 def main() -> None:
     torch.manual_seed(0)
-    cases = {
-        f"V={vocab} B={batch}": compare(vocab, batch)
-        for vocab in (64, 32_000)
-        for batch in (16, 64)[: 2 if vocab == 64 else 1]
-    }
+    cases = {f"V={vocab:,}, B={batch}": compare(vocab, batch) for vocab, batch in CASES}
     report(unit="tokens per second", cases=cases)
 
 

@@ -1,4 +1,4 @@
-"""Seconds and memory of one on-policy step of TRL's GKDTrainer, with the models, the batch and the lengths of opd_step.py.
+"""Seconds and memory of one on-policy step of TRL's GKDTrainer, with models, batch and lengths of opd_step.py.
 
     .venv-bench/bin/python benchmarks/trl_step.py --vocab 32000 --steps 6
 
@@ -41,10 +41,8 @@ class Clock(TrainerCallback):
         now, cpu = time.perf_counter(), time.process_time()
         sample, teach = self.inside["sample"], self.inside["teach"]
         total = now - self.last
-        learn = total - sample - teach
-        self.steps.append(
-            {"total": total, "sample": sample, "teach": teach, "learn": learn, "cpu": cpu - self.last_cpu}
-        )
+        own = {"learn": total - sample - teach, "cpu": cpu - self.last_cpu}
+        self.steps.append({"total": total, "sample": sample, "teach": teach, **own})
         self.inside.clear()
         self.last, self.last_cpu = now, cpu
 

@@ -170,29 +170,30 @@ def _at_least(x: Tensor, floor: float) -> Tensor:
 # -------------------------------------------------------------------------------------------------------- divergences
 
 
-_Formula = Callable[[Tensor, Tensor], Tensor]
+_ValueAndSlope = tuple[Tensor, Callable[[], Tensor]]
+_Formula = Callable[[Tensor, Tensor], _ValueAndSlope]
 
 
 class _Divergence(torch.autograd.Function):
-    """D = value(lp, lq) with dD/dlp = slope(lp, lq): the backward recomputes, so that only the two inputs are kept."""
+    """D, slope = formula(lp, lq) with dD/dlp = slope(), made at once from what D left behind: one [N, K] is kept."""
 
     @staticmethod
-    def forward(ctx: Any, lp: Tensor, lq: Tensor, value: _Formula, slope: _Formula) -> Tensor:
-        ctx.save_for_backward(lp, lq)
-        ctx.slope = slope
-        return value(lp, lq)
+    def forward(ctx: Any, lp: Tensor, lq: Tensor, formula: _Formula) -> Tensor:
+        value, slope = formula(lp, lq)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(slope())
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor, None, None, None]:
-        lp, lq = ctx.saved_tensors
-        (grad,) = grad_outputs
-        return ctx.slope(lp, lq).mul_(grad.unsqueeze(-1)), None, None, None
+    ) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * grad_outputs[0].unsqueeze(-1), None, None
 
 
-def _divergence(lp: Tensor, lq: Tensor, value: _Formula, slope: _Formula) -> Tensor:
+def _divergence(lp: Tensor, lq: Tensor, formula: _Formula) -> Tensor:
     _require(
         lp.shape == lq.shape,
         f"a divergence got lp {tuple(lp.shape)} and lq {tuple(lq.shape)}, expected one shape: "
@@ -202,15 +203,14 @@ def _divergence(lp: Tensor, lq: Tensor, value: _Formula, slope: _Formula) -> Ten
         not (lq.requires_grad and torch.is_grad_enabled()),
         "a divergence got a teacher lq that requires grad, expected a constant: detach it, or exchange the roles.",
     )
-    return _Divergence.apply(upcast(lp), upcast(lq), value, slope)  # type: ignore[no-any-return]
+    return _Divergence.apply(upcast(lp), upcast(lq), formula)  # type: ignore[no-any-return]
 
 
-def _weigh(logmass: Tensor, x: Tensor) -> Tensor:
-    # exp(logmass) * x, written over x. Mass 0 gives 0: 0 * inf would be nan. The sum finds out whether any of that is
-    # there at all, because looking for the zeros themselves takes as long as the rest together.
-    mass = logmass.exp()
-    x.mul_(mass)
-    return x if bool(x.sum().isfinite()) else x.masked_fill_(mass == 0, 0)
+def _sum(terms: Tensor, mass: Tensor) -> Tensor:
+    # The sum of terms = mass * something; mass 0 gives 0, where 0 * inf was nan, and is mended in the terms too. Only
+    # a sum that is not finite says that there is something to mend: to look for it takes longer than all the rest.
+    total = terms.sum(-1)
+    return total if bool(total.isfinite().all()) else terms.masked_fill_(mass == 0, 0).sum(-1)
 
 
 def reverse_kl(lp: Tensor, lq: Tensor, gradient: Gradient = "pathwise") -> Tensor:
@@ -224,13 +224,13 @@ def reverse_kl(lp: Tensor, lq: Tensor, gradient: Gradient = "pathwise") -> Tenso
         gradient in ("pathwise", "score"),
         f"got gradient={gradient!r}, expected 'pathwise' or 'score': name one of them.",
     )
-    one = 1.0 if gradient == "pathwise" else 0.0
-    return _divergence(
-        lp,
-        lq,
-        value=lambda lp, lq: _weigh(lp, lp - lq).sum(-1),
-        slope=lambda lp, lq: _weigh(lp, (lp - lq).add_(one)),
-    )
+
+    def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
+        mass = lp.exp()
+        terms = (lp - lq).mul_(mass)
+        return _sum(terms, mass), lambda: terms.add_(mass) if gradient == "pathwise" else terms
+
+    return _divergence(lp, lq, formula)
 
 
 def forward_kl(lp: Tensor, lq: Tensor) -> Tensor:
@@ -238,12 +238,12 @@ def forward_kl(lp: Tensor, lq: Tensor) -> Tensor:
 
     Shapes: [N, K], [N, K] -> [N]. Source: Hinton et al., arXiv 1503.02531.
     """
-    return _divergence(
-        lp,
-        lq,
-        value=lambda lp, lq: _weigh(lq, lq - lp).sum(-1),
-        slope=lambda lp, lq: lq.exp().neg_(),
-    )
+
+    def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
+        mass = lq.exp()
+        return _sum((lq - lp).mul_(mass), mass), mass.neg_
+
+    return _divergence(lp, lq, formula)
 
 
 def cross_entropy(lp: Tensor, lq: Tensor) -> Tensor:
@@ -251,17 +251,23 @@ def cross_entropy(lp: Tensor, lq: Tensor) -> Tensor:
 
     Shapes: [N, K], [N, K] -> [N]. Source: Hinton et al., arXiv 1503.02531.
     """
-    return _divergence(
-        lp,
-        lq,
-        value=lambda lp, lq: _weigh(lq, -lp).sum(-1),
-        slope=lambda lp, lq: lq.exp().neg_(),
-    )
+
+    def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
+        mass = lq.exp()
+        return -_sum(lp * mass, mass), mass.neg_
+
+    return _divergence(lp, lq, formula)
 
 
 def entropy(lp: Tensor) -> Tensor:
     """H(p) = -sum_v p log p, which is minus the reverse KL to the counting measure. Shapes: [N, K] -> [N]."""
-    return -reverse_kl(lp, lp.new_zeros(()).expand_as(lp))
+
+    def formula(lp: Tensor, _: Tensor) -> _ValueAndSlope:
+        mass = lp.exp()
+        terms = lp * mass
+        return -_sum(terms, mass), lambda: terms.add_(mass).neg_()
+
+    return _divergence(lp, lp.detach(), formula)
 
 
 def linear_mix(lp: Tensor, lq: Tensor, beta: float) -> Tensor:
@@ -291,14 +297,16 @@ def jsd(lp: Tensor, lq: Tensor, beta: float, scale: Scale = "usual") -> Tensor:
     size = 1.0 if scale == "usual" else 1 / (beta * (1 - beta))
 
     # In the posterior odds of "the teacher wrote v": log q/m and log p/m without forming m, exact for beta near 0 or 1.
-    def student(lp: Tensor, lq: Tensor) -> Tensor:
-        return _weigh(lp, logsigmoid(-_odds(lp, lq, beta)).sub_(math.log1p(-beta))).mul_(size * (1 - beta))
+    def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
+        odds, mass = _odds(lp, lq, beta), lq.exp()
+        teacher = _sum(logsigmoid(odds).sub_(math.log(beta)).mul_(mass), mass)
+        mass = lp.exp()
+        terms = logsigmoid(odds.neg_()).sub_(math.log1p(-beta)).mul_(mass)
+        value = (_sum(terms, mass) * (1 - beta)).add_(teacher, alpha=beta).mul_(size)
+        # m depends on p too, but what that adds to the slope cancels.
+        return value, lambda: terms.mul_(size * (1 - beta))
 
-    def teacher(lp: Tensor, lq: Tensor) -> Tensor:
-        return _weigh(lq, logsigmoid(_odds(lp, lq, beta)).sub_(math.log(beta))).mul_(size * beta)
-
-    # m depends on p too, but what that adds to the slope cancels.
-    return _divergence(lp, lq, value=lambda lp, lq: student(lp, lq).sum(-1) + teacher(lp, lq).sum(-1), slope=student)
+    return _divergence(lp, lq, formula)
 
 
 def skew_kl(lp: Tensor, lq: Tensor, alpha: float) -> Tensor:
@@ -309,12 +317,13 @@ def skew_kl(lp: Tensor, lq: Tensor, alpha: float) -> Tensor:
     _require_skew(alpha)
     if alpha == 0:
         return forward_kl(lp, lq)
-    return _divergence(
-        lp,
-        lq,
-        value=lambda lp, lq: _weigh(lq, logsigmoid(_odds(lp, lq, alpha)).sub_(math.log(alpha))).sum(-1),
-        slope=lambda lp, lq: _weigh(lq, _odds(lp, lq, alpha).neg_().sigmoid_().neg_()),
-    )
+
+    def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
+        odds, mass = _odds(lp, lq, alpha), lq.exp()
+        value = _sum(logsigmoid(odds).sub_(math.log(alpha)).mul_(mass), mass)
+        return value, lambda: _product(mass, odds.neg_().sigmoid_()).neg_()
+
+    return _divergence(lp, lq, formula)
 
 
 def skew_reverse_kl(lp: Tensor, lq: Tensor, alpha: float, detach_mixture: bool = False) -> Tensor:
@@ -327,16 +336,18 @@ def skew_reverse_kl(lp: Tensor, lq: Tensor, alpha: float, detach_mixture: bool =
     if alpha == 0:
         return reverse_kl(lp, lq)
 
-    def log_ratio(odds: Tensor) -> Tensor:
-        return logsigmoid(-odds).sub_(math.log(alpha))
+    def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
+        odds, mass = _odds(lp, lq, 1 - alpha), lp.exp()
+        terms = logsigmoid(-odds).sub_(math.log(alpha)).mul_(mass)
+        value = _sum(terms, mass)
+        return value, lambda: terms.add_(mass if detach_mixture else _product(mass, odds.sigmoid_()))
 
-    def slope(lp: Tensor, lq: Tensor) -> Tensor:
-        odds = _odds(lp, lq, 1 - alpha)
-        return _weigh(lp, log_ratio(odds).add_(1.0 if detach_mixture else odds.sigmoid()))
+    return _divergence(lp, lq, formula)
 
-    return _divergence(
-        lp, lq, value=lambda lp, lq: _weigh(lp, log_ratio(_odds(lp, lq, 1 - alpha))).sum(-1), slope=slope
-    )
+
+def _product(mass: Tensor, x: Tensor) -> Tensor:
+    # mass * x, written over x; mass 0 gives 0 also where x is nan.
+    return x.mul_(mass).masked_fill_(mass == 0, 0)
 
 
 def _odds(lp: Tensor, lq: Tensor, beta: float) -> Tensor:
@@ -367,12 +378,12 @@ def power_divergence(lp: Tensor, lq: Tensor, alpha: float, scale: Scale = "usual
     _require_scale(scale)
     size = _power_size(alpha, scale)
 
-    def value(lp: Tensor, lq: Tensor) -> Tensor:
-        gain = _weigh(lp, _box_cox(lp, lq, alpha))
+    def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
+        gain = _product(lp.exp(), _box_cox(lp, lq, alpha))
         linear = (lp.exp() - lq.exp()).mul_(lq.mul(alpha).exp_()) if alpha else lp.exp() - lq.exp()
-        return gain.add_(linear).sum(-1).mul_(-size / (1 + alpha))
+        return linear.add_(gain).sum(-1).mul_(-size / (1 + alpha)), lambda: gain.mul_(-size)
 
-    return _divergence(lp, lq, value, slope=lambda lp, lq: _weigh(lp, _box_cox(lp, lq, alpha)).mul_(-size))
+    return _divergence(lp, lq, formula)
 
 
 def _box_cox(lp: Tensor, lq: Tensor, alpha: float) -> Tensor:
