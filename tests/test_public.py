@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import opd
 
@@ -18,3 +19,14 @@ def test_import_is_free():
     code = "import sys, opd; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch):
+    readme = Path(__file__).parent.parent / "README.md"
+    code = readme.read_text().split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line]) < 10
+    monkeypatch.chdir(tmp_path)
+    small = code.replace("steps=100, batch=64", "steps=1, batch=2, eval_problems=4, drafts=1")
+    assert small != code
+    exec(compile(small, "README.md", "exec"), {})
+    assert (tmp_path / "runs" / "gkd-sums-0" / "summary.json").is_file()
