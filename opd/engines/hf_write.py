@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from opd.engines.hf_lean import lean
 from opd.engines.sampling import draw, truncate, uniforms
 from opd.rollout import Array, End, Piece, Sampling
 
@@ -123,6 +124,8 @@ class _Reader:
         positions = torch.from_numpy((mask[:, :width].cumsum(1) - 1).clip(min=0)).to(model.device)
         self.position = positions[:, -1:]
         self.hidden = self._pass(torch.from_numpy(ids).to(model.device), positions)
+        growing = all(type(layer) is _GrowingLayer for layer in self.cache.layers)
+        self.lean = lean(model.decoder, model.config) if growing else None
 
     def select(self, rows: Tensor) -> None:
         """Keep, drop or repeat sequences: rows [b] are numbers of the present batch."""
@@ -136,7 +139,11 @@ class _Reader:
         """One more token for every sequence; `hidden` then predicts the next."""
         self.seen += 1
         self.position = self.position + 1
-        self.hidden = self._pass(ids[:, None], self.position)
+        if self.lean is None:
+            self.hidden = self._pass(ids[:, None], self.position)
+            return
+        mask = None if self.mask is None else self.mask[:, : self.seen]
+        self.hidden = self.model.scaled(self.lean(ids, self.position, mask, self.cache.layers))
 
     def _pass(self, ids: Tensor, positions: Tensor) -> Tensor:
         mask = None if self.mask is None else self.mask[:, : self.seen]
