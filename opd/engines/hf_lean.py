@@ -71,7 +71,7 @@ class Lean:
         return F.rms_norm(x, weight.shape, weight, self.eps)
 
 
-def _projections(layer: Any) -> tuple[nn.Module, ...]:
+def _projections(layer: Any) -> tuple[Any, ...]:
     attention, mlp = layer.self_attn, layer.mlp
     inside = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
     return (*inside, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
