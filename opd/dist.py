@@ -116,7 +116,8 @@ class HeadDist:
     def index(self, rows: Tensor | slice) -> HeadDist:
         states = {layer: _pick(state, rows) for layer, state in self.states.items()}
         hidden, tokens = _pick(self.hidden, rows), _pick(self.tokens, rows)
-        return replace(self, hidden=hidden, tokens=tokens, states=states, _logprobs=None)
+        known = None if self._logprobs is None else _pick(self._logprobs, rows)
+        return replace(self, hidden=hidden, tokens=tokens, states=states, _logprobs=known)
 
     def to(self, device: torch.device) -> HeadDist:
         """A copy of the rows on another device; the head moves too, so ask for it once."""

@@ -26,6 +26,8 @@ from opd.teach import teach
 
 CHUNK_ELEMENTS = 2**22, 2**26  # logits per chunk [n, V] on a processor and on an accelerator: a few live at a time
 CHUNK_ROWS = 64  # but at least so many rows, or reading the head takes longer than multiplying with it
+OBSERVED_ELEMENTS = 2**22, 2**26  # logits that are measured per update: a mean over some hundred rows is enough
+GOLDEN = (5**0.5 - 1) / 2  # multiples of it are spread evenly over [0, 1), whatever the period of what is counted
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class MicroBatch:
 
 @dataclass
 class Outcome:
-    """What one update gave: the loss per term, and measurements per row (nan where a row was not live)."""
+    """What one update gave: the loss per term, and measurements per row (nan where none was made)."""
 
     losses: dict[str, float]
     live: int
@@ -92,11 +94,22 @@ def gradient(
     weights = {name: _weights(name, term, rows) for name, term in method.terms.items()}
     live = torch.stack(list(weights.values())).ne(0).any(0)
     outcome = Outcome(dict.fromkeys(weights, 0.0), int(live.sum()))
-    chunk = chunk or max(CHUNK_ROWS, CHUNK_ELEMENTS[student.device.type != "cpu"] // student.vocab)
+    accelerated = student.device.type != "cpu"
+    chunk = chunk or max(CHUNK_ROWS, CHUNK_ELEMENTS[accelerated] // student.vocab)
+    observed = observed_rows(live, OBSERVED_ELEMENTS[accelerated] // student.vocab)
     for batch in plan(rows, live, sequences, micro_tokens, bool(method.layers)):
-        _backward(student, batch, rows, method, weights, chunk, outcome)
+        _backward(student, batch, rows, method, weights, observed, chunk, outcome)
         outcome.passes += 1
     return outcome
+
+
+def observed_rows(live: Tensor, n: int) -> Tensor:
+    """[N] bool: about n of the live rows, or all where there are not more; chosen by their number alone."""
+    share = max(n, 1) / max(int(live.sum()), 1)
+    if share >= 1:
+        return live
+    numbers = torch.arange(len(live), dtype=torch.float64, device=live.device)
+    return live & ((numbers * GOLDEN) % 1 < share)
 
 
 def _weights(name: str, term: Term, rows: Rows) -> Tensor:
@@ -147,6 +160,7 @@ def _backward(
     rows: Rows,
     method: Method,
     weights: dict[str, Tensor],
+    observed: Tensor,
     chunk: int,
     outcome: Outcome,
 ) -> None:
@@ -164,7 +178,7 @@ def _backward(
         total = _chunk_loss(dist, slices, method, {name: w[here] for name, w in weight.items()}, outcome)
         if total.requires_grad:
             total.backward()  # pyright: ignore[reportUnknownMemberType]
-        _observe(dist, slices, method, batch.rows[here], len(rows), outcome)
+        _observe(dist, slices, method, batch.rows[here], observed, outcome)
         _collect(dist, hidden, states, here)
     roots = [forward.hidden, forward.head, *forward.states.values()]
     grads = [hidden, head and head.gradient(), *states.values()]
@@ -198,12 +212,17 @@ def _chunk_loss(dist: HeadDist, rows: Rows, method: Method, weights: dict[str, T
     return total
 
 
-def _observe(dist: HeadDist, rows: Rows, method: Method, numbers: Tensor, n: int, outcome: Outcome) -> None:
+def _observe(dist: HeadDist, rows: Rows, method: Method, numbers: Tensor, observed: Tensor, outcome: Outcome) -> None:
+    here = observed[numbers]
+    if not method.observe or not bool(here.any()):
+        return
     with torch.no_grad():
-        seen = dist.detached()
+        seen, numbers = dist.detached(), numbers[here]
+        if len(numbers) < len(rows):
+            seen, rows = seen.index(here.nonzero().squeeze(-1)), rows.index(here)
         for observe in method.observe:
             for name, values in observe(seen, rows).items():
-                column = outcome.observed.setdefault(name, values.new_full((n,), torch.nan))
+                column = outcome.observed.setdefault(name, values.new_full((len(observed),), torch.nan))
                 column[numbers] = values
 
 
