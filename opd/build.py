@@ -27,6 +27,7 @@ def build(settings: Settings) -> Training:
     check_capabilities(method, cast)
     check_support(method, student.vocab)
     check_layers(method, cast)
+    check_losses(method, cast)
     check_task(task, student)
     check_views(method, task)
     parameters = [{"params": list(student.parameters())}]
@@ -52,6 +53,13 @@ def check_layers(method: Method, cast: Cast) -> None:
         engine = getattr(cast[who], "engine", cast[who])
         if layers and hasattr(engine, "blocks"):
             resolve_layers(layers, len(engine.blocks), f"{who} {engine.name}")
+
+
+def check_losses(method: Method, cast: Cast) -> None:
+    """A loss that compares the models themselves says before step 1 whether it can."""
+    for term in method.terms.values():
+        if check := getattr(term.loss, "check", None):
+            check(cast)
 
 
 def check_task(task: Task, student: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from opd import maths
 from opd.dist import Dist
 from opd.errors import ModelError, one_of, require
-from opd.protocols import EVERY_LAYER
+from opd.protocols import EVERY_LAYER, Cast
 from opd.rows import Rows
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # (lp, lq) [n, K] -> [n]
@@ -95,6 +96,12 @@ class StateDistance:
     layers: tuple[int, ...] = (EVERY_LAYER,)
     teacher: str = "teacher"
 
+    def check(self, cast: Cast) -> None:
+        """Models that tell their width are compared before step 1."""
+        ours, theirs = (_width(cast[who]) for who in ("student", self.teacher))
+        if ours and theirs and ours != theirs:
+            raise _unequal("hidden states", ours, theirs)
+
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         ours, theirs = student.inner, rows.dist(self.teacher).inner
         if ours.keys() != theirs.keys():
@@ -107,10 +114,18 @@ class StateDistance:
 
     def _distance(self, ours: Tensor, theirs: Tensor, layer: int) -> Tensor:
         if ours.shape[-1] != theirs.shape[-1]:
-            raise ModelError(
-                f"hidden states of layer {layer} have different widths",
-                got=f"student {ours.shape[-1]}, teacher {theirs.shape[-1]}",
-                expected="equal widths",
-                remedy="Take models of equal width, or a method that reads probabilities",
-            )
+            raise _unequal(f"hidden states of layer {layer}", ours.shape[-1], theirs.shape[-1])
         return (maths.upcast(ours) - maths.upcast(theirs.to(ours.device))).square().mean(-1)
+
+
+def _width(member: Any) -> int | None:
+    return getattr(getattr(member, "engine", member), "width", None)
+
+
+def _unequal(what: str, ours: int, theirs: int) -> ModelError:
+    return ModelError(
+        f"{what} have different widths",
+        got=f"student {ours}, teacher {theirs}",
+        expected="equal widths",
+        remedy="Take models of equal width, or a method that reads probabilities",
+    )

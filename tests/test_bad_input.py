@@ -55,6 +55,7 @@ def place(tmp_path_factory):
     made(folder, "student")
     made(folder, "teacher", seed=1)
     made(folder, "other", letters=models.LETTERS[::-1])
+    made(folder, "wide", width=32)
     made(folder, "pickled", pickled)
     made(folder, "code", with_code)
     made(folder, "cut", cut)
@@ -193,6 +194,7 @@ def test_runs(refused, words):
     [
         ("local_support --k 46", "larger than the vocabulary: got k=46, expected at most 45"),
         ("representation --layers 3", "no such layer: got [3], expected 1 to 2"),
+        ("representation --teacher wide", "different widths: got student 16, teacher 32, expected equal widths"),
     ],
 )
 def test_parameters_that_do_not_fit_the_models(refused, words, sentence):

@@ -16,11 +16,12 @@ from opd.lab.toy import ToyModel
 from opd.losses import CrossEntropy, Everywhere
 from opd.means import sequence_mean, token_mean
 from opd.method import Ask, Method, Term, Updates
+from opd.observe import student as observe_student
 from opd.protocols import Want
 from opd.rollout import Group, Problem, Rollout, Sampling
 from opd.rows import Rows
 from opd.sample import OneTurn
-from opd.step import gradient, plan, prepare, updates
+from opd.step import gradient, observed_rows, plan, prepare, updates
 
 BOTH = {
     "match": Term(Everywhere(maths.reverse_kl), token_mean),
@@ -221,3 +222,28 @@ def test_a_loss_may_be_a_module_that_learns():
     rows, sequences = prepare(toy_groups(method, cast), method, cast, 0)
     outcome = gradient(cast["student"], rows, sequences, method, chunk=3)
     assert float(loss.log_scale.grad) == pytest.approx(outcome.loss, abs=1e-12)
+
+
+def test_a_bounded_number_of_rows_is_measured_whatever_the_period_of_the_table():
+    live = torch.ones(10_000, dtype=torch.bool)
+    seen = observed_rows(live, 500)
+    assert abs(int(seen.sum()) - 500) <= 2
+    for period in (2, 16, 64):  # sequences of equal length: every position is met equally often
+        by_position = torch.bincount(seen.nonzero().squeeze(1) % period, minlength=period).float()
+        assert float(by_position.min()) > 0.6 * 500 / period
+    assert bool((observed_rows(live, 10_000) == live).all())
+    assert not bool(observed_rows(torch.zeros(5, dtype=torch.bool), 3).any())
+
+
+def test_measurements_do_not_depend_on_the_partition(monkeypatch):
+    monkeypatch.setattr("opd.step.OBSERVED_ELEMENTS", (7 * 12, 7 * 12))  # 12 rows of the toy's 7 words
+    cast, _, rows, sequences = written(replace(METHOD, observe=(observe_student,)))
+    how = [{}, {"chunk": 1}, {"chunk": 5, "micro_tokens": 1}]
+    found = [
+        gradient(cast["student"], rows, sequences, replace(METHOD, observe=(observe_student,)), **one).observed
+        for one in how
+    ]
+    assert 0 < int(found[0]["student.entropy"].isfinite().sum()) < len(rows)
+    for other in found[1:]:
+        for name, column in found[0].items():
+            torch.testing.assert_close(other[name], column, equal_nan=True, rtol=1e-12, atol=1e-12)

@@ -72,6 +72,11 @@ class HFModel:
         """[V, D] the live parameter, padding included."""
         return self.model.get_output_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess, reportReturnType]
 
+    @property
+    def width(self) -> int:
+        """Of the last hidden state."""
+        return self.head.shape[1]
+
     @cached_property
     def blocks(self) -> nn.ModuleList:
         """The transformer blocks, sought only when states are asked for."""
