@@ -5,6 +5,7 @@ import json
 import models
 import numpy as np
 import pytest
+import tomli_w
 import torch
 
 from opd import maths
@@ -17,6 +18,7 @@ from opd.losses import OnSupport, PolicyGradient
 from opd.masks import token_id
 from opd.means import token_mean
 from opd.protocols import Want
+from opd.record import resolved
 from opd.rollout import Problem, Rollout, Sampling
 from opd.rows import Rows
 from opd.settings import Settings
@@ -150,6 +152,13 @@ def test_a_run_counts_what_it_masks(place):
     assert metrics["kept"] == pytest.approx(float(kept.double().mean()))
     assert 0 < metrics["kept"] < 1
     assert metrics["empty"] == 0
+
+
+def test_masks_are_written_down_and_read_again(place, tmp_path):
+    chosen = settings(place, mask=(7, "."), mask_which="all", stop_token="mask", skip_first=1)
+    (tmp_path / "run.toml").write_text(tomli_w.dumps(resolved(chosen)))
+    again = Settings.read(tmp_path / "run.toml")
+    assert (again.mask, again.mask_which, again.stop_token, again.skip_first) == ((7, "."), "all", "mask", 1)
 
 
 def test_without_masks_nothing_is_counted(place):
