@@ -21,6 +21,7 @@ from opd.protocols import Want
 from opd.record import resolved
 from opd.rollout import Problem, Rollout, Sampling
 from opd.rows import Rows
+from opd.run import Run
 from opd.settings import Settings
 from opd.teachers.fake import FakeTeacher
 from opd.teachers.local import LocalTeacher
@@ -282,3 +283,10 @@ def test_a_run_with_a_mapped_end_of_text(place):
     sft = build(settings(place, "dotted", method="sft", stop_token="map", max_new=40))
     ends = [r.tokens[-1] for g in one_step(sft).groups for r in g.rollouts if r.end == "stop"]
     assert set(ends) <= {STOP}
+
+
+def test_a_mapped_teacher_is_examined_and_marks_drafts(place, tmp_path):
+    chosen = settings(place, "dotted", method="local_support", stop_token="map", out=str(tmp_path / "run"))
+    small = {"steps": 1, "eval_problems": 3, "drafts": 2, "parameters": {"k": 4, "n": 2, "source": "student"}}
+    summary = Run.new(Settings.of(**chosen.model_dump() | small)).train()
+    assert np.isfinite(summary["student_after"]["kl"]["per_token"]) and summary["teacher"]
