@@ -16,7 +16,6 @@ from opd import maths
 from opd.losses import OnSupport
 from opd.means import named
 from opd.method import Ask, Method, Term, Updates
-from opd.observe import student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
@@ -46,5 +45,4 @@ def local_support(
         teach=(Ask("teacher", "teacher", Want(topk=k)),),
         terms={"match": Term(OnSupport(maths.reverse_kl, k, outside=outside), named(mean))},
         updates=Updates(parts=updates),
-        observe=(student,),
     )
