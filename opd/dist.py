@@ -23,6 +23,8 @@ class Dist(Protocol):
     def to(self, device: torch.device) -> Self: ...  # the same on another device
     def tempered(self, temperature: float) -> Dist: ...
     @property
+    def ready(self) -> bool: ...  # `chosen` is a look-up now, and no product has to be made for it
+    @property
     def chosen(self) -> Tensor: ...  # [N] log-prob of the decided token
     def at(self, ids: Tensor) -> Tensor: ...  # [N] or [N, K] ids -> log-probs of the same shape
     def logprobs(self) -> Tensor: ...  # [N, V]; only ever for a chunk
@@ -150,6 +152,10 @@ class HeadDist:
         return self.logprobs().gather(-1, ids if ids.ndim == 2 else ids[:, None]).reshape(ids.shape)
 
     @property
+    def ready(self) -> bool:
+        return self._logprobs is not None
+
+    @property
     def chosen(self) -> Tensor:
         return self.at(self.tokens)
 
@@ -192,6 +198,10 @@ class TableDist:
 
     def at(self, ids: Tensor) -> Tensor:
         return self.table.gather(-1, ids if ids.ndim == 2 else ids[:, None]).reshape(ids.shape)
+
+    @property
+    def ready(self) -> bool:
+        return True
 
     @property
     def chosen(self) -> Tensor:
@@ -273,6 +283,10 @@ class TopDist:
             )
         known = self.known if self.known is not None else self.values[:, 0]
         return torch.where(inside, self.values.gather(1, match.int().argmax(-1)), known[:, None].expand_as(ids))
+
+    @property
+    def ready(self) -> bool:
+        return self.known is not None
 
     @property
     def chosen(self) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from opd.dist import GradBuffer, HeadDist
 from opd.errors import MethodError
-from opd.method import Method, Term, Updates
+from opd.method import Method, Observe, Term, Updates
 from opd.protocols import Cast, Forward, Student
 from opd.rollout import Array, Group
 from opd.rows import Rows, flatten
@@ -213,17 +213,22 @@ def _chunk_loss(dist: HeadDist, rows: Rows, method: Method, weights: dict[str, T
 
 
 def _observe(dist: HeadDist, rows: Rows, method: Method, numbers: Tensor, observed: Tensor, outcome: Outcome) -> None:
-    here = observed[numbers]
-    if not method.observe or not bool(here.any()):
-        return
+    """Measures a chunk: look-ups on every row, the rest on the rows that were chosen for it."""
     with torch.no_grad():
-        seen, numbers = dist.detached(), numbers[here]
-        if len(numbers) < len(rows):
-            seen, rows = seen.index(here.nonzero().squeeze(-1)), rows.index(here)
-        for observe in method.observe:
-            for name, values in observe(seen, rows).items():
-                column = outcome.observed.setdefault(name, values.new_full((len(observed),), torch.nan))
-                column[numbers] = values
+        dist = dist.detached()
+        _note(method.lookup, dist, rows, numbers, outcome, len(observed))
+        here = observed[numbers]
+        if not bool(here.all()):
+            dist, rows, numbers = dist.index(here.nonzero().squeeze(-1)), rows.index(here), numbers[here]
+        _note(method.observe, dist, rows, numbers, outcome, len(observed))
+
+
+def _note(
+    observers: Sequence[Observe], dist: HeadDist, rows: Rows, numbers: Tensor, outcome: Outcome, size: int
+) -> None:
+    for observe in observers if len(numbers) else ():
+        for name, values in observe(dist, rows).items():
+            outcome.observed.setdefault(name, values.new_full((size,), torch.nan))[numbers] = values
 
 
 def _collect(dist: HeadDist, hidden: Tensor, states: dict[int, Tensor], here: slice) -> None:

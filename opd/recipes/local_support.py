@@ -32,7 +32,6 @@ from opd.errors import require
 from opd.losses import OnSupport, SampledTail
 from opd.means import named
 from opd.method import Ask, Method, Term, Updates
-from opd.observe import student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
@@ -77,5 +76,5 @@ def local_support(
         teach=(Ask("teacher", "teacher", want),),
         terms={"match": Term(loss, named(mean))},
         updates=Updates(parts=updates),
-        observe=(student, loss.cut) if isinstance(loss, SampledTail) and cap else (student,),
+        observe=(loss.cut,) if isinstance(loss, SampledTail) and cap else (),
     )

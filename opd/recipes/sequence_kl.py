@@ -18,7 +18,6 @@ from opd.credit import LogRatio, ReturnToGo
 from opd.losses import PolicyGradient
 from opd.means import named
 from opd.method import Ask, Method, Term, chain
-from opd.observe import student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
@@ -36,5 +35,4 @@ def sequence_kl(*, n: int = 4, temperature: float = 1.0, top_p: float = 1.0, mea
         teach=(Ask("teacher", "teacher", Want(chosen=True)),),
         credit=chain(LogRatio(), ReturnToGo(1.0)),
         terms={"advantage": Term(PolicyGradient(), named(mean))},
-        observe=(student,),
     )

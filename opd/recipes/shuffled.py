@@ -15,7 +15,6 @@ from opd.credit import LogRatio, Shuffled
 from opd.losses import PolicyGradient
 from opd.means import named
 from opd.method import Ask, Method, Term, chain
-from opd.observe import student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
@@ -33,5 +32,4 @@ def shuffled(*, n: int = 4, temperature: float = 1.0, top_p: float = 1.0, mean: 
         teach=(Ask("teacher", "teacher", Want(chosen=True)),),
         credit=chain(LogRatio(), Shuffled()),
         terms={"advantage": Term(PolicyGradient(), named(mean))},
-        observe=(student,),
     )
