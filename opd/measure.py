@@ -68,12 +68,14 @@ class Measures:
         sequence, looping = table["sequence"], loops(table["token"], table["sequence"], table["row"])
         numbers = {"length.max": float(table["length"].max()), "loops": float(looping.mean())}
         numbers |= inside_and_outside("loops.student", student, looping)
+        kinds = self.kinds(table["token"]) if self.kinds else None
+        numbers |= {} if kinds is None else {f"kinds.{KINDS[k]}": float((kinds == k).mean()) for k in np.unique(kinds)}
         if teacher is not None:
             ratio = teacher - student
             numbers |= _means({"teacher.chosen": teacher, "ratio": ratio})
             numbers |= inside_and_outside("loops.teacher", teacher, looping)
             numbers |= by_position(ratio, table["row"])
-            numbers |= by_kind(ratio, self.kinds(table["token"])) if self.kinds else {}
+            numbers |= {} if kinds is None else by_kind(ratio, kinds)
             numbers |= ranks(teacher, table["reward"], sequence) if "reward" in table else {}
             numbers |= concentration(table.get("advantage", ratio)[table["keep"]])
         elif "advantage" in table:

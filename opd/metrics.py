@@ -17,7 +17,7 @@ mean over all rows. Written by `python -m opd.metrics`."""
 
 @dataclass(frozen=True)
 class Metric:
-    """A number in metrics.jsonl. A name that ends in .* stands for all that begin so."""
+    """A number in metrics.jsonl. A name that ends in * stands for all that begin so."""
 
     unit: str
     meaning: str
@@ -26,9 +26,11 @@ class Metric:
 
 GROUPS: dict[str, dict[str, Metric]] = {
     "The step": {
-        "loss": Metric("", "the sum of all terms, mean over the optimizer steps of the batch", "Methods differ in it."),
-        "loss.*": Metric("", "one term of the loss", "Terms of like size are both heard."),
-        "grad_norm": Metric("", "the gradient's norm before it is cut", "Steady or slowly falling; spikes want a cut."),
+        "loss": Metric(
+            "", "the sum of all terms, mean over the optimizer steps of the batch, on every method's own scale"
+        ),
+        "loss.*": Metric("", "one term of the loss", "terms of like size are both heard."),
+        "grad_norm": Metric("", "the gradient's norm before it is cut", "steady or slowly falling; spikes want a cut."),
         "lr": Metric("", "the learning rate"),
         "refused": Metric("updates", "updates that were not taken because loss or gradient is not finite", "0."),
         "kept": Metric("share", "rows that are learned from", "1, unless the method leaves some out."),
@@ -36,20 +38,20 @@ GROUPS: dict[str, dict[str, Metric]] = {
     },
     "Answers": {
         "tokens": Metric("tokens", "tokens decided in the batch"),
-        "length": Metric("tokens", "mean length of an answer", "Near the teacher's; a steady rise ends in loops."),
-        "length.max": Metric("tokens", "the longest answer", "Below the limit."),
-        "truncated": Metric("share", "answers that the limit cut off", "Near 0; a cut answer has no end to learn."),
-        "reward": Metric("", "mean grade of the answers that could be graded", "Rising; flat at 0 tells nothing."),
+        "length": Metric("tokens", "mean length of an answer", "near the teacher's; a steady rise ends in loops."),
+        "length.max": Metric("tokens", "the longest answer", "below the limit."),
+        "truncated": Metric("share", "answers that the limit cut off", "near 0; a cut answer has no end to learn."),
+        "reward": Metric("", "mean grade of the answers that could be graded", "rising; flat at 0 tells nothing."),
         "loops": Metric(
             "share",
             "tokens in a stretch that repeats itself: a period of at most 128 tokens, three times and eight tokens long"
             " at least",
-            "Near 0; rising means that the student has found something to say for ever.",
+            "near 0; rising means that the student has found something to say for ever.",
         ),
         "loops.teacher.inside": Metric(
             "nats",
             "the teacher's mean log-prob inside such loops",
-            "Below the one outside; above it the teacher agrees with the loop and no longer speaks against it.",
+            "below the one outside; above it the teacher agrees with the loop and no longer speaks against it.",
         ),
         "loops.teacher.outside": Metric("nats", "the teacher's mean log-prob outside loops"),
         "loops.student.inside": Metric("nats", "the student's mean log-prob inside loops"),
@@ -57,61 +59,62 @@ GROUPS: dict[str, dict[str, Metric]] = {
     },
     "Student and teacher": {
         "student.chosen": Metric("nats", "the student's mean log-prob of the decided token, when it learns from it"),
-        "teacher.chosen": Metric("nats", "the teacher's mean log-prob of the decided token", "Rising."),
-        "student.entropy": Metric("nats", "the student's mean entropy", "Falls towards the teacher's, not to 0."),
+        "teacher.chosen": Metric("nats", "the teacher's mean log-prob of the decided token", "rising."),
+        "student.entropy": Metric("nats", "the student's mean entropy", "falls towards the teacher's, not to 0."),
         "teacher.entropy": Metric(
             "nats",
             "the teacher's mean entropy on the student's text",
-            "Steady or falling; rising means that it is lost in what it reads.",
+            "steady or falling; rising means that it is lost in what it reads.",
         ),
         "reverse_kl": Metric(
-            "nats", "KL(student || teacher) per token, whole vocabulary, on the batch", "Falling towards 0."
+            "nats", "KL(student || teacher) per token, whole vocabulary, on the batch", "falling towards 0."
         ),
-        "support.overlap": Metric("share", "what the K best tokens of student and teacher have in common", "Rising."),
+        "support.overlap": Metric("share", "what the K best tokens of student and teacher have in common", "rising."),
         "support.mass": Metric(
             "share",
             "what the student puts on the teacher's K best tokens",
-            "Rising towards 1; a support that the student leaves teaches it little.",
+            "rising towards 1; a support that the student leaves teaches it little.",
         ),
         "support.outside": Metric(
             "share",
             "decided tokens that are not among the teacher's K best",
-            "Few and falling: a loss on the teacher's top K says nothing about such a token itself.",
+            "few and falling: a loss on the teacher's top K says nothing about such a token itself.",
         ),
     },
     "The signal": {
         "ratio": Metric(
             "nats",
             "mean of log q - log pi on the decided token, teacher against student: minus an estimate of the reverse KL",
-            "Below 0 and rising towards it.",
+            "below 0 and rising towards it.",
         ),
         "ratio.at.*": Metric(
             "nats",
-            "the same by place in the answer, called by the first token of the stretch: 1, 2 to 3, 4 to 7, ...",
-            "Alike; far lower towards the end means a teacher that no longer follows the text.",
+            "the mean log-ratio by place in the answer: token 1, tokens 2 to 3, 4 to 7 and so on, called by the first",
+            "alike everywhere; far lower towards the end means a teacher that no longer follows the text.",
         ),
         "ratio.on.*": Metric(
             "nats",
-            "the same by kind of token: digits, words, punctuation, space, special",
-            "Alike; special far below the rest means that the two models write special tokens differently.",
+            "the mean log-ratio by kind of token: digits, words, punctuation, space, special",
+            "alike; special far below the rest means that the two models write special tokens differently.",
         ),
+        "kinds.*": Metric("share", "tokens of that kind; a mean over few of them says little"),
         "advantage.negative": Metric(
             "share",
             "tokens that are learned from with a negative advantage (without one: a negative log-ratio)",
-            "Far from 1; near it the student is only told what not to write.",
+            "far from 1; near it the student is only told what not to write.",
         ),
         "advantage.top1": Metric(
             "share",
             "what 1 % of the tokens carry of all absolute advantage",
-            "Even would be 0.01; the nearer to 1, the fewer tokens steer the run.",
+            "even would be 0.01; the nearer to 1, the fewer tokens steer the run.",
         ),
         "advantage.top10": Metric(
-            "share", "what 10 % of the tokens carry of all absolute advantage", "Even would be 0.1; see advantage.top1."
+            "share", "what 10 % of the tokens carry of all absolute advantage", "even would be 0.1; see advantage.top1."
         ),
         "reward.rank": Metric(
             "",
             "Spearman's correlation of the teacher's mean log-prob of an answer with its reward, over the batch",
-            "Above 0; at 0 or below the teacher prefers answers that are not better.",
+            "above 0; at 0 or below the teacher prefers answers that are not better.",
         ),
     },
     "Engines": {
@@ -120,12 +123,12 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "|log-prob when learning - log-prob when writing| of the student's tokens, before the batch's first step",
             "0 up to rounding; more means that the model that writes is not the one that learns.",
         ),
-        "engine.gap.max": Metric("nats", "the largest of them", "About 0.00001 in float32."),
+        "engine.gap.max": Metric("nats", "the largest of them", "about 0.00001 in float32."),
     },
     "Examinations, on held-out problems": {
         "eval.greedy*": Metric("", "accuracy of greedy answers with its 95 % interval, length and share cut off"),
         "eval.sampled*": Metric("", "the same of sampled answers"),
-        "eval.reverse_kl": Metric("nats", "KL(student || teacher) per token on fresh samples", "Falling."),
+        "eval.reverse_kl": Metric("nats", "KL(student || teacher) per token on fresh samples", "falling."),
         "eval.reverse_kl.error": Metric("nats", "its standard error over problems"),
     },
 }
@@ -143,7 +146,9 @@ def sentence(name: str) -> str:
     metric = about(name)
     if metric is None:
         return ""
-    return f"{metric.meaning[0].upper()}{metric.meaning[1:]}. {metric.healthy}".strip()
+    return f"{metric.meaning[0].upper()}{metric.meaning[1:]}." + (
+        f" Healthy: {metric.healthy}" if metric.healthy else ""
+    )
 
 
 def document() -> str:

@@ -127,6 +127,7 @@ def test_log_ratio_by_kind_of_token():
     numbers = Measures(kinds)(rows)
     found = {name: value for name, value in numbers.items() if name.startswith("ratio.on.")}
     assert found == {"ratio.on.digits": -2.0, "ratio.on.words": 0.0, "ratio.on.special": -8.0}
+    assert (numbers["kinds.digits"], numbers["kinds.words"], numbers["kinds.special"]) == (0.5, 0.25, 0.25)
 
 
 def test_kinds_of_text():
