@@ -5,6 +5,7 @@ Axes: N rows, V vocabulary, K support, D width, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
@@ -120,6 +121,18 @@ class HeadDist:
         hidden, tokens = _pick(self.hidden, rows), _pick(self.tokens, rows)
         known = None if self._logprobs is None else _pick(self._logprobs, rows)
         return replace(self, hidden=hidden, tokens=tokens, states=states, _logprobs=known)
+
+    @classmethod
+    def cat(cls, parts: Sequence[HeadDist]) -> HeadDist:
+        """Distributions of one head, one after the other."""
+        known = [part._logprobs for part in parts if part._logprobs is not None]
+        return replace(
+            parts[0],
+            hidden=torch.cat([part.hidden for part in parts]),
+            tokens=torch.cat([part.tokens for part in parts]),
+            states={layer: torch.cat([part.states[layer] for part in parts]) for layer in parts[0].states},
+            _logprobs=torch.cat(known) if len(known) == len(parts) else None,
+        )
 
     def to(self, device: torch.device) -> HeadDist:
         """A copy of the rows on another device; the head moves too, so ask for it once."""

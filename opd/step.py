@@ -53,6 +53,7 @@ class Outcome:
     """What one update gave: the loss per term, and measurements per row (nan where none was made)."""
 
     losses: dict[str, float]
+    rows: int
     live: int
     observed: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     passes: int = 0
@@ -60,6 +61,17 @@ class Outcome:
     @property
     def loss(self) -> float:
         return sum(self.losses.values())
+
+
+@dataclass
+class Held:
+    """The rows that are measured [N] bool, and their distributions with their numbers, until all can be looked at.
+
+    Measuring them together takes one product with a teacher's head instead of a thin one per chunk.
+    """
+
+    rows: Tensor
+    parts: list[tuple[HeadDist, Tensor]] = field(default_factory=list[tuple[HeadDist, Tensor]])
 
 
 def prepare(groups: Sequence[Group], method: Method, cast: Cast, step: int) -> tuple[Rows, list[Array]]:
@@ -93,13 +105,14 @@ def gradient(
     """
     weights = {name: _weights(name, term, rows) for name, term in method.terms.items()}
     live = torch.stack(list(weights.values())).ne(0).any(0)
-    outcome = Outcome(dict.fromkeys(weights, 0.0), int(live.sum()))
+    outcome = Outcome(dict.fromkeys(weights, 0.0), len(rows), int(live.sum()))
     accelerated = student.device.type != "cpu"
     chunk = chunk or max(CHUNK_ROWS, CHUNK_ELEMENTS[accelerated] // student.vocab)
-    observed = observed_rows(live, OBSERVED_ELEMENTS[accelerated] // student.vocab)
+    held = Held(observed_rows(live, OBSERVED_ELEMENTS[accelerated] // student.vocab))
     for batch in plan(rows, live, sequences, micro_tokens, bool(method.layers)):
-        _backward(student, batch, rows, method, weights, observed, chunk, outcome)
+        _backward(student, batch, rows, method, weights, held, chunk, outcome)
         outcome.passes += 1
+    _observe(rows, method, held, outcome)
     return outcome
 
 
@@ -160,7 +173,7 @@ def _backward(
     rows: Rows,
     method: Method,
     weights: dict[str, Tensor],
-    observed: Tensor,
+    held: Held,
     chunk: int,
     outcome: Outcome,
 ) -> None:
@@ -178,7 +191,7 @@ def _backward(
         total = _chunk_loss(dist, slices, method, {name: w[here] for name, w in weight.items()}, outcome)
         if total.requires_grad:
             total.backward()  # pyright: ignore[reportUnknownMemberType]
-        _observe(dist, slices, method, batch.rows[here], observed, outcome)
+        _look(dist, slices, method, batch.rows[here], held, outcome)
         _collect(dist, hidden, states, here)
     roots = [forward.hidden, forward.head, *forward.states.values()]
     grads = [hidden, head and head.gradient(), *states.values()]
@@ -212,23 +225,28 @@ def _chunk_loss(dist: HeadDist, rows: Rows, method: Method, weights: dict[str, T
     return total
 
 
-def _observe(dist: HeadDist, rows: Rows, method: Method, numbers: Tensor, observed: Tensor, outcome: Outcome) -> None:
-    """Measures a chunk: look-ups on every row, the rest on the rows that were chosen for it."""
+def _look(dist: HeadDist, rows: Rows, method: Method, numbers: Tensor, held: Held, outcome: Outcome) -> None:
+    """Looks up what a loss has made for every row of a chunk, and holds the rows that are to be measured."""
     with torch.no_grad():
         dist = dist.detached()
-        _note(method.lookup, dist, rows, numbers, outcome, len(observed))
-        here = observed[numbers]
-        if not bool(here.all()):
-            dist, rows, numbers = dist.index(here.nonzero().squeeze(-1)), rows.index(here), numbers[here]
-        _note(method.observe, dist, rows, numbers, outcome, len(observed))
+        _note(method.lookup, dist, rows, numbers, outcome)
+        here = held.rows[numbers]
+        if method.observe and bool(here.any()):
+            held.parts.append((dist.index(here.nonzero().squeeze(-1)), numbers[here]))
 
 
-def _note(
-    observers: Sequence[Observe], dist: HeadDist, rows: Rows, numbers: Tensor, outcome: Outcome, size: int
-) -> None:
-    for observe in observers if len(numbers) else ():
+def _observe(rows: Rows, method: Method, held: Held, outcome: Outcome) -> None:
+    if held.parts:
+        numbers = torch.cat([numbers for _, numbers in held.parts])
+        with torch.no_grad():
+            dist = HeadDist.cat([dist for dist, _ in held.parts])
+            _note(method.observe, dist, rows.index(numbers), numbers, outcome)
+
+
+def _note(observers: Sequence[Observe], dist: HeadDist, rows: Rows, numbers: Tensor, outcome: Outcome) -> None:
+    for observe in observers:
         for name, values in observe(dist, rows).items():
-            outcome.observed.setdefault(name, values.new_full((size,), torch.nan))[numbers] = values
+            outcome.observed.setdefault(name, values.new_full((outcome.rows,), torch.nan))[numbers] = values
 
 
 def _collect(dist: HeadDist, hidden: Tensor, states: dict[int, Tensor], here: slice) -> None:
