@@ -16,7 +16,7 @@ from torch import Tensor
 from opd.dist import Dist
 from opd.errors import MethodError
 from opd.lab.toy import ToyModel, problems
-from opd.method import Method
+from opd.method import Method, Observe
 from opd.observe import measured
 from opd.protocols import Cast
 from opd.rollout import Array, Group, Visit
@@ -66,7 +66,7 @@ def anatomy(build: Build) -> Anatomy:
     """One batch on the toy, watched."""
     plain = build()
     cast = toy_cast(plain)
-    method = measured(plain, cast)
+    method = _unwatched(measured(plain, cast))
     check_capabilities(method, cast)
     groups = toy_groups(method, cast)
     watched, credit = list[Watched](), method.credit
@@ -85,6 +85,15 @@ def anatomy(build: Build) -> Anatomy:
     passes = {f"{who} {names[kind]}": n for who, model in cast.items() for kind, n in sorted(model.calls.items())}
     reads = watched[0].seen - {*BUILT_IN}
     return Anatomy(tuple(sorted(reads)), tuple(sorted(writes)), tuple(sorted(seen)), passes)
+
+
+def _unwatched(method: Method) -> Method:
+    """The method whose observers leave no trace: what they read is no need of the method."""
+
+    def blind(observe: Observe) -> Observe:
+        return lambda dist, rows: observe(dist, Rows(rows.columns, rows.step))
+
+    return replace(method, observe=tuple(map(blind, method.observe)), lookup=tuple(map(blind, method.lookup)))
 
 
 def gradients(

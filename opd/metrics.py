@@ -58,7 +58,11 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "loops.student.outside": Metric("nats", "the student's mean log-prob outside loops"),
     },
     "Student and teacher": {
-        "student.chosen": Metric("nats", "the student's mean log-prob of the decided token, when it learns from it"),
+        "student.chosen": Metric(
+            "nats",
+            "the student's mean log-prob of the decided token, when it learns from it",
+            "the teacher's comes to meet it; what lies between them is left to learn.",
+        ),
         "teacher.chosen": Metric("nats", "the teacher's mean log-prob of the decided token", "rising."),
         "student.entropy": Metric("nats", "the student's mean entropy", "falls towards the teacher's, not to 0."),
         "teacher.entropy": Metric(
@@ -89,7 +93,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
         ),
         "ratio.at.*": Metric(
             "nats",
-            "the mean log-ratio by place in the answer: token 1, tokens 2 to 3, 4 to 7 and so on, called by the first",
+            "the mean log-ratio by place in the answer (ratio.at.4: tokens 4 to 7)",
             "alike everywhere; far lower towards the end means a teacher that no longer follows the text.",
         ),
         "ratio.on.*": Metric(
