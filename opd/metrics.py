@@ -34,6 +34,9 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "lr": Metric("", "the learning rate"),
         "refused": Metric("updates", "updates that were not taken because loss or gradient is not finite", "0."),
         "kept": Metric("share", "rows that are learned from", "1, unless the method leaves some out."),
+        "masked.*": Metric("tokens", "rows that a mask took out, by the reason"),
+        "empty": Metric("updates", "updates that had no row to learn from", "0."),
+        "tail.cut": Metric("share", "tokens whose weight of the sampled tail was cut", "near 0."),
         "seconds.*": Metric("s", "wall time: writing, reading, learning with all measurements"),
     },
     "Answers": {
