@@ -18,11 +18,14 @@ STUDENT = {"student.chosen", "student.entropy"}
 SUPPORT = {"support.mass", "support.outside", "support.overlap"}
 WHOLE = {"reverse_kl", "teacher.entropy"} | SUPPORT
 MEASURED = {  # what a local teacher, which can answer everything, lets a run measure
+    "constant_negative": STUDENT,
     "gkd": STUDENT | WHOLE | {"teacher.chosen"},
     "local_support": STUDENT | SUPPORT,
     "privileged": STUDENT | WHOLE | {"teacher.chosen"},
     "representation": STUDENT | WHOLE | {"teacher.chosen"},
     "sampled_token": STUDENT | WHOLE,
+    "sequence_kl": STUDENT | WHOLE,
+    "shuffled": STUDENT | WHOLE,
     "sft": STUDENT,
 }
 
