@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opd.budget import Budget
 from opd.errors import DataError, NonFiniteError
+from opd.meter import count, metered
 from opd.method import Method
 from opd.protocols import Cast, Student, Task
 from opd.rollout import Array, End, Group, Problem, Visit
@@ -86,22 +88,27 @@ class Training:
     failures: int = 0  # updates in a row whose gradient was not finite
     measure: Callable[[Rows], Mapping[str, float]] = field(default=lambda rows: {})  # numbers about a finished table
     on_failure: Callable[[int, Rows], str] = field(default=lambda step, rows: "")  # saves the rows, says where
+    budget: Budget | None = None  # what ends the run, where that is not the number of steps
+
+    @property
+    def is_done(self) -> bool:
+        return self.budget.share >= 1 if self.budget else self.step >= self.steps
 
 
 def train(training: Training) -> Iterator[Batch]:
     """Runs to the end, giving every batch back as it is done; whoever iterates evaluates, records and saves."""
-    while training.step < training.steps:
+    while not training.is_done:
         yield one_step(training)
 
 
 def one_step(t: Training) -> Batch:
     """One batch: the student writes, the teacher reads what was written, the student learns from that."""
-    clock = Clock()
+    clock, cast = Clock(), metered(t.cast)
     visits = t.source.take(t.batch)
     with clock("sample"):
-        groups = grade(t.task, t.method.sample(t.cast, visits, t.step))
+        groups = grade(t.task, t.method.sample(cast, visits, t.step))
     with clock("teach"):
-        rows, sequences = prepare(groups, t.method, t.cast, t.step)
+        rows, sequences = prepare(groups, t.method, cast, t.step)
     with clock("learn"):
         done, seen = list[tuple[Outcome, float]](), dict[str, Tensor]()
         for part in updates(rows, t.method.updates, t.source.seed):
@@ -112,9 +119,12 @@ def one_step(t: Training) -> Batch:
     for name, member in t.cast.items():
         if name != "student":
             member.follow(t.student, t.step + 1)
-    metrics = {"lr": t.rate(t.step), **summary(groups, rows, done), **measured, **clock.seconds}
+    numbers = {**summary(groups, rows, done), **measured, "teacher_tokens": float(count(cast))}
+    metrics = {"lr": t.rate(t.step), **numbers, **clock.seconds}
     batch = Batch(t.step, groups, rows, sequences, metrics)
     t.step += 1
+    if t.budget:
+        t.budget.spend(metrics)
     return batch
 
 

@@ -24,7 +24,9 @@ for part in PARTS:
     ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes"} - {part}
 ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}
-ALLOWED["loop"] = ALLOWED["step"] | {"step"}
+ALLOWED["budget"] = {"errors"}
+ALLOWED["meter"] = {"protocols", "rollout"}
+ALLOWED["loop"] = ALLOWED["step"] | {"step", "budget", "meter"}
 OUTSIDE_RECIPES = {"transformers", "vllm", "ray", "torch.distributed", "safetensors", "pydantic"}
 
 
