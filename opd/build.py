@@ -42,9 +42,9 @@ def build(settings: Settings) -> Training:
         betas=settings.betas,
         weight_decay=settings.weight_decay,
     )
+    rate = settings.rate if end is None else lambda step: settings.rate(step, end.share)
     return Training(
-        student, cast, task, method, optimizer,
-        settings.rate if end is None else lambda step: settings.rate(step, end.share), Source(task.train, settings.seed),
+        student, cast, task, method, optimizer, rate, Source(task.train, settings.seed),
         settings.steps, settings.batch, settings.max_grad_norm, settings.micro_tokens, settings.chunk,
         measure=Measures(Kinds(student), method.teach[0].into if method.teach else ""), budget=end,
     )  # fmt: skip

@@ -32,8 +32,8 @@ from opd.evaluate import Evaluation, evaluate
 from opd.examined import examined
 from opd.loop import Batch, Training, train
 from opd.protocols import Task, Teacher
-from opd.rollout import Problem
 from opd.record import exam_line, read_metrics, resolved
+from opd.rollout import Problem
 from opd.rows import Rows
 from opd.settings import Settings, read_toml
 

@@ -48,7 +48,9 @@ class Lines:
     def ended(self, trial: Trial, error: str) -> None:
         self.done += 1
         spent = clock(time.monotonic() - self.began[trial.folder])
-        self.say(f"{'broke' if error and error != 'stopped' else 'ends'}: {trial.name} ({spent}): {error or seen(trial)}")
+        self.say(
+            f"{'broke' if error and error != 'stopped' else 'ends'}: {trial.name} ({spent}): {error or seen(trial)}"
+        )
 
 
 class Bars(Lines):
@@ -56,7 +58,12 @@ class Bars(Lines):
 
     def __init__(self, console: Console, total: int, jobs: int) -> None:
         super().__init__(total, jobs)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+        )
         self.bars = Progress(*columns, console=console)
         self.tasks: dict[Path, tuple[TaskID, Pace]] = {}
 

@@ -1,4 +1,4 @@
-"""Intervals for means over seeds and problems, by resampling both: 95 %, deterministic, and a closed form for few seeds.
+"""Intervals for means over seeds and problems, by resampling both: 95 %, and the same at every call.
 
 The same problems are met by every seed, so the two are drawn independently of one another (the crossed bootstrap of
 Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007). It counts noise that belongs to a single (seed,

@@ -32,7 +32,7 @@ def check(contest: Contest) -> int:
         spec = casting.teacher_spec(settings, method)
         if spec not in casts:
             casts[spec] = casting.build(settings, method)
-        build.check(settings, method, task, casts[spec])
+        build.check(settings, build.masked(settings, method, casts[spec]["student"]), task, casts[spec])
     casts.clear()
     gc.collect()
     if not contest.rates:

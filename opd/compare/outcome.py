@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from opd.compare.bootstrap import Z, Interval, crossed, over_seeds
+from opd.compare.bootstrap import Interval, Z, crossed, over_seeds
 from opd.compare.plan import Trial
+from opd.evaluate import wilson
 from opd.record import read_metrics
 from opd.rollout import Array
 
@@ -150,13 +151,15 @@ class Field:
         if not exams:
             return numbers
         seeds = sorted(exams)
-        if self.problems and all(name in exam[k]["by_problem"] for exam in exams.values() for k in GRADED
-                                 for name in self.problems):  # fmt: skip
-            numbers |= {kind: crossed(self.grades(exams, kind, seeds)) for kind in GRADED}
+        if self.problems and all(self._has_graded(exam) for exam in exams.values()):
+            numbers |= {kind: share(self.grades(exams, kind, seeds)) for kind in GRADED}
         if all(exam["kl"] for exam in exams.values()):
             numbers["reverse_kl"] = divergence([exams[seed]["kl"] for seed in seeds])
         numbers["length"] = over_seeds([exams[seed]["sampled"]["length"] for seed in seeds])
         return numbers
+
+    def _has_graded(self, exam: Exam) -> bool:
+        return all(name in exam[kind]["by_problem"] for kind in GRADED for name in self.problems)
 
     # ---- differences
 
@@ -181,6 +184,12 @@ class Field:
             return None
         gaps = self.grades(ours, measure, seeds) - self.grades(theirs, measure, seeds)
         return Difference(label, other, measure, crossed(gaps), len(seeds), len(self.problems))
+
+
+def share(grades: Array) -> Interval:
+    """A mean of grades [S, P]; where all are right, or all wrong, resampling knows no width: Wilson's interval."""
+    value = float(grades.mean())
+    return Interval(value, *wilson(value * grades.shape[1], grades.shape[1])) if value in (0, 1) else crossed(grades)
 
 
 def divergence(kls: Sequence[dict[str, Any]]) -> Interval:

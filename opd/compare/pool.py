@@ -151,5 +151,3 @@ def explained(trial: Trial, code: int) -> str:
     if code < 0:
         return f"ended by signal {-code} ({signal.Signals(-code).name}); no memory left, or somebody killed it"
     return f"exit code {code}; see {log_of(trial)}"
-
-

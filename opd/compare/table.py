@@ -67,7 +67,7 @@ def number(interval: Interval | None, name: str) -> str:
     if name not in RANGES or interval.low is None or interval.high is None:
         return text
     fewer = max(digits - 1, 0)
-    return f"{text} ({factor * interval.low:.{fewer}f}-{factor * interval.high:.{fewer}f})"
+    return f"{text}\n({factor * interval.low:.{fewer}f} to {factor * interval.high:.{fewer}f})"
 
 
 def tried(comparison: Comparison) -> Table:

@@ -21,7 +21,9 @@ def verdicts(contest: Contest, field: Field) -> list[str]:
     found = [against_control(field, label, control) for label in tested for control in held]
     if not held:
         names = " or ".join(CONTROLS)
-        found.append(f"Nothing here was held against a control. Add {names}: a method that does not beat it has shown nothing.")
+        found.append(
+            f"Nothing here was held against a control. Add {names}: a method that does not beat it has shown nothing."
+        )
     return found + [text for entrant in contest.entrants if (text := against_before(field, entrant.label))]
 
 
