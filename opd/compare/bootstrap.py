@@ -50,11 +50,15 @@ def crossed(values: Array, seed: int = 0, draws: int = DRAWS) -> Interval:
     means = list[Array]()
     for start in range(0, draws, PIECE):
         size = min(PIECE, draws - start)
-        seeds = rng.multinomial(s, np.full(s, 1 / s), size) / s  # [B, S]
-        problems = rng.multinomial(p, np.full(p, 1 / p), size) / p  # [B, P]
-        means.append(((seeds @ values) * problems).sum(1))
+        means.append(((_shares(rng, size, s) @ values) * _shares(rng, size, p)).sum(1))
     low, high = np.percentile(np.concatenate(means), EDGES)
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def _shares(rng: np.random.Generator, draws: int, n: int) -> Array:
+    """[B, n] how often each of n is drawn when n are drawn with replacement, divided by n."""
+    drawn = rng.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n) / n
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
