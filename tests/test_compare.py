@@ -226,6 +226,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_stopped_broken_and_continued(tmp_path, capsys):
     folder = tmp_path / "versus"
     words = ["compare", *METHODS, *FAST, "--out", str(folder)]
