@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fake_comparison import comparison, contest, finish
 
+from opd import recipes
 from opd.cli import options
 from opd.cli.main import main
 from opd.cli.training import settings_of
@@ -127,17 +128,20 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
 # ---- conclusions
 
 
-@pytest.fixture
-def controlled(monkeypatch):
-    """sft plays the control."""
-    monkeypatch.setattr(verdicts, "CONTROLS", ("sft",))
+def test_a_control_is_beaten_or_not(tmp_path):
+    made = contest(tmp_path, "sampled_token", "shuffled", "gkd", "constant_negative")
+    found = {"sampled_token": 0.5, "gkd": 0.9, "shuffled": 0.1, "constant_negative": 0.5}
+    said = comparison(made, found).verdicts
+    assert [text.partition(":")[0] for text in said] == [
+        "sampled_token beats the control shuffled",
+        "sampled_token does not beat the control constant_negative",
+        "gkd beats the control shuffled",
+        "gkd beats the control constant_negative",
+    ]
 
 
-def test_a_control_is_beaten_or_not(tmp_path, controlled):
-    made = contest(tmp_path, "sft", "gkd", "sampled_token")
-    said = comparison(made, {"sft": 0.5, "gkd": 0.9, "sampled_token": 0.5}).verdicts
-    assert any(text.startswith("gkd beats the control sft: +") for text in said)
-    assert any(text.startswith("sampled_token does not beat the control sft") for text in said)
+def test_every_control_is_a_method():
+    assert set(verdicts.CONTROLS) <= set(recipes.names())
 
 
 def test_without_a_control_that_is_said(tmp_path):
@@ -157,10 +161,10 @@ def test_one_seed_is_said_to_be_one(tmp_path):
     assert made.differences[0].interval.is_above
 
 
-def test_a_task_without_grades_is_judged_by_its_reverse_kl(tmp_path, controlled):
-    made = comparison(contest(tmp_path, "sft", "gkd"), {"sft": 0.2, "gkd": 0.9}, graded=False)
+def test_a_task_without_grades_is_judged_by_its_reverse_kl(tmp_path):
+    made = comparison(contest(tmp_path, "shuffled", "gkd"), {"shuffled": 0.2, "gkd": 0.9}, graded=False)
     assert made.field.measure == "reverse_kl"
-    assert made.verdicts[0].startswith("gkd beats the control sft: −0.700 nats of reverse KL")
+    assert made.verdicts[0].startswith("gkd beats the control shuffled: −0.700 nats of reverse KL")
 
 
 def test_a_broken_run_costs_nobody_else(tmp_path):

@@ -10,20 +10,17 @@ from fake_comparison import comparison, contest
 from fake_run import HOSTILE
 from test_report import browser, find, needs_browser  # noqa: F401  # the fixture is used by its name
 
-from opd.compare import course, page, verdicts
+from opd.compare import course
 
-METHODS = ["sampled_token", "sft", "gkd:lam=1", "gkd:lam=0.5,beta=0.1", "local_support:k=4"]
+METHODS = ["sampled_token", "shuffled", "gkd:lam=1", "gkd:lam=0.5,beta=0.1", "local_support:k=4"]
 ACCURACIES = dict(zip(METHODS, (0.55, 0.5, 0.9, 0.32, 0.7), strict=True))
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Five methods, three seeds, two rates, a control, a broken run whose error is hostile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdicts, "CONTROLS", ("sft",))
-        patch.setattr(page, "CONTROLS", ("sft",))
-        made = contest(tmp_path_factory.mktemp("versus"), *METHODS, rates=(1e-3, 3e-3))
-        course.write(comparison(made, ACCURACIES, {"local_support:k=4, lr 0.001, seed 1": HOSTILE}))
+    made = contest(tmp_path_factory.mktemp("versus"), *METHODS, rates=(1e-3, 3e-3))
+    course.write(comparison(made, ACCURACIES, {"local_support:k=4, lr 0.001, seed 1": HOSTILE}))
     return made.out / "comparison.html"
 
 
@@ -49,8 +46,8 @@ def test_the_table_stands_first_and_verdicts_follow_in_words(opened):
     assert [row.split("\n")[0] for row in rows] == ["student before", *METHODS, "teacher"]
     assert "baseline" in rows[1] and "control" in rows[2] and "2 seeds" in rows[5]
     said = [item.text for item in find(opened, "#verdicts li")]
-    assert any(text.startswith("gkd:lam=1 beats the control sft") for text in said)
-    assert any(text.startswith("gkd:lam=0.5,beta=0.1 does not beat the control sft") for text in said)
+    assert any(text.startswith("gkd:lam=1 beats the control shuffled") for text in said)
+    assert any(text.startswith("gkd:lam=0.5,beta=0.1 does not beat the control shuffled") for text in said)
     assert len(find(opened, "#differences li")) == 3 * (len(METHODS) - 1)
 
 

@@ -76,6 +76,11 @@ def test_step_and_loop_name_no_method_and_no_column_of_one():
         assert not words & {*recipes.names(), "advantage", "teacher", "behaviour"}, module
 
 
+def test_only_the_command_line_knows_of_comparisons():
+    knowing = {file.relative_to(ROOT).parts[0] for file in ROOT.rglob("*.py") if "compare" in inside(imports(file))}
+    assert knowing == {"cli", "compare"}
+
+
 def test_the_core_is_light():
     heavy = ("transformers", "pydantic", "rich")
     code = f"import sys, opd.loop, opd.contract; print([m for m in {heavy} if m in sys.modules])"
