@@ -1,9 +1,11 @@
 """Intervals against closed forms: the normal approximation, Student's quantiles, and what pairing is good for."""
 
+import math
+
 import numpy as np
 import pytest
 
-from opd.compare.bootstrap import crossed, over_seeds, quantile
+from opd.compare.bootstrap import Interval, crossed, over_seeds, quantile
 
 
 def noise(*shape, seed=0):
@@ -68,3 +70,4 @@ def test_over_seeds():
     found = over_seeds([1.0, 2.0, 3.0])
     assert found.value == 2 and found.high == pytest.approx(2 + 4.3027 / np.sqrt(3), abs=1e-3)
     assert over_seeds([1.5]).low is None
+    assert over_seeds([1.5, math.inf]) == Interval(math.inf)

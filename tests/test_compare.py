@@ -11,7 +11,7 @@ import pytest
 from fake_comparison import comparison, contest, finish
 
 from opd import recipes
-from opd.cli import options
+from opd.cli import comparing, options
 from opd.cli.main import main
 from opd.cli.training import settings_of
 from opd.compare import verdicts
@@ -123,6 +123,11 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     other = contest(tmp_path, "sft", seeds=2, shared={"batch": 3})
     with pytest.raises(SettingError, match="another batch: got 16, expected 3"):
         check_folders(possible(other, 0))
+
+
+def test_seconds_are_not_shared_unless_asked():
+    assert comparing.contest_of(["sft"], {"budget": "seconds=5"})[1] == 1
+    assert comparing.contest_of(["sft"], {"budget": "seconds=5", "jobs": "3"})[1] == 3
 
 
 # ---- conclusions

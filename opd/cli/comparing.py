@@ -20,7 +20,7 @@ OWN = [
     Option("seeds", "int", 1, "runs of every method, with seeds 0 to N-1", GROUP),
     Option("tune", "str", "", "lr=a,b,c: every method has the best of these, chosen on problems set aside", GROUP),
     Option("baseline", "str", "", "the method that the others are held against; default: the first", GROUP),
-    Option("jobs", "int", 0, "runs at a time; default: one per core, or one on an accelerator", GROUP),
+    Option("jobs", "int", 0, "runs at a time; default: one per core, one in all for seconds or an accelerator", GROUP),
     Option("out", "Path", "", "folder; default runs/compare-TASK", GROUP),
 ]
 NOT_SHARED = {"seed", "out", "eval_on"}  # every run has its own
@@ -68,7 +68,8 @@ def contest_of(places: Sequence[str], given: dict[str, Any]) -> tuple[Contest, i
     contest = Contest(entrants, shared, out, whole("seeds", own["seeds"]), rates, own["baseline"])
     jobs = whole("jobs", own["jobs"])
     require(jobs >= 0, "jobs", got=jobs, expected="at least 1")
-    return contest, jobs or default_jobs(checked.device)
+    is_timed = (end := checked.end()) is not None and end.unit == "seconds"
+    return contest, jobs or (1 if is_timed else default_jobs(checked.device))
 
 
 def whole(name: str, value: Any) -> int:

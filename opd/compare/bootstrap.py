@@ -62,9 +62,9 @@ def _shares(rng: np.random.Generator, draws: int, n: int) -> Array:
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """The mean of one number per seed with Student's interval; one seed gives no interval."""
+    """The mean of one number per seed with Student's interval; one seed, or one that is not finite, gives none."""
     mean, n = fmean(values), len(values)
-    if n < 2:
+    if n < 2 or not math.isfinite(mean):
         return Interval(mean)
     half = quantile(n - 1) * stdev(values) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half)

@@ -10,6 +10,7 @@ from opd import cast as casting
 from opd.compare.plan import Contest, Trial
 from opd.errors import SettingError
 from opd.examined import examined
+from opd.record import chosen
 from opd.settings import Settings, read_toml
 from opd.tasks import load_task
 
@@ -36,7 +37,7 @@ def check(contest: Contest) -> int:
     casts.clear()
     gc.collect()
     if not contest.rates:
-        return 0
+        return first.tuning_problems
     aside = first.tuning_problems or min(first.eval_problems, len(task.held_out) // 2)
     examined(task.held_out, aside, "tuning", aside)
     return aside
@@ -62,7 +63,5 @@ def check_folders(trials: list[Trial]) -> None:
 
 def comparable(settings: Settings) -> dict[str, Any]:
     """What must be the same for a run to be continued."""
-    from opd.record import resolved
-
-    values = {k: v for k, v in resolved(settings).items() if k in Settings.model_fields and k not in OWN}
+    values = {name: value for name, value in chosen(settings).items() if name not in OWN}
     return values | {"teacher": casting.teacher_spec(settings, settings.build_method())}

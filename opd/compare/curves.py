@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -82,13 +83,12 @@ def _examined(run: Ran, name: str, unit: str) -> Curve:
     """A number of every examination, where the run stood then."""
     spent = {int(line["step"]) + 1: at for line, at in _spending(run, unit)} | {0: 0.0}
     lines = {line["step"]: line for line in run.lines if "loss" not in line}
-    return [(_round(spent[step]), lines[step][name]) for step in sorted(lines) if lines[step].get(name) is not None]
+    return [(_round(spent[step]), lines[step][name]) for step in sorted(lines) if _is_number(lines[step].get(name))]
 
 
 def _measured(run: Ran, name: str, unit: str) -> Curve:
     """A number of every step, as means over pieces of as many steps each."""
-    points = [(at, line[name]) for line, at in _spending(run, unit) if isinstance(line.get(name), int | float)]
-    points = [point for point in points if point[1] == point[1]]
+    points = [(at, line[name]) for line, at in _spending(run, unit) if _is_number(line.get(name))]
     size = -(-len(points) // POINTS) if points else 1
     pieces = [points[start : start + size] for start in range(0, len(points), size)]
     return [(_round(piece[-1][0]), fmean(value for _, value in piece)) for piece in pieces]
@@ -109,6 +109,10 @@ def mean(curves: Sequence[Curve]) -> Curve:
     n = min(map(len, curves))
     matched = [[*curve[: n - 1], curve[-1]] for curve in curves]
     return [(_round(fmean(x for x, _ in points)), fmean(y for _, y in points)) for points in zip(*matched, strict=True)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _round(value: float) -> float:

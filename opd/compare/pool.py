@@ -19,7 +19,6 @@ from opd.compare.plan import Trial
 from opd.settings import Settings
 
 EVERY = 0.2  # seconds between two looks at the processes
-STOPPED = 130  # exit code of a run that was asked to stop
 
 
 class Onlooker(Protocol):
@@ -39,6 +38,7 @@ class Pool:
     errors: dict[Path, str] = field(default_factory=dict[Path, str])
     stopping: bool = False
     running: dict[Path, tuple[Trial, subprocess.Popen[bytes]]] = field(default_factory=dict[Path, Any])
+    asked: set[Path] = field(default_factory=set[Path])  # to save and stop
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Brings every trial to its end; those that are finished already are left."""
@@ -51,7 +51,7 @@ class Pool:
                     time.sleep(EVERY)
                     self._look()
             finally:
-                self._signal(signal.SIGKILL)  # reached with runs alive only when something here went wrong
+                self._kill()  # reached with runs alive only when something here went wrong
 
     def _start(self, trial: Trial) -> None:
         log = log_of(trial)
@@ -68,6 +68,9 @@ class Pool:
     def _look(self) -> None:
         for folder, (trial, process) in list(self.running.items()):
             if (code := process.poll()) is None:
+                if self.stopping and folder not in self.asked:
+                    self.asked.add(folder)
+                    process.terminate()
                 continue
             del self.running[folder]
             error = "" if is_finished(trial) else "stopped" if self.stopping else explained(trial, code)
@@ -76,10 +79,10 @@ class Pool:
             self.onlooker.ended(trial, error)
         self.onlooker.looked([trial for trial, _ in self.running.values()])
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _kill(self) -> None:
         for _, process in self.running.values():
             if process.poll() is None:
-                process.send_signal(number)
+                process.kill()
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -89,7 +92,8 @@ class Pool:
             return
 
         def ask(number: int, frame: object) -> None:
-            self._signal(signal.SIGKILL if self.stopping else signal.SIGTERM)
+            if self.stopping:
+                self._kill()
             self.stopping = True
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
