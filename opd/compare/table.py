@@ -48,7 +48,7 @@ def show(comparison: Comparison) -> None:
 def results(comparison: Comparison) -> Table:
     title = f"{len(comparison.field.problems)} held-out problems, 95 % intervals"
     table = Table(title=title if comparison.field.problems else "95 % intervals", title_justify="left")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for heading in ("lr", "seeds", *(heading for heading, _, _ in COLUMNS.values())):
         table.add_column(heading, justify="right")
     for line in comparison.lines:
