@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,12 +30,8 @@ def build(settings: Settings) -> Training:
     cast = casting.build(settings, method)
     student = cast["student"]
     method = replace(method, credit=chain(*masks(settings, student), method.credit))
-    check_capabilities(method, cast)
-    check_support(method, student.vocab)
-    check_layers(method, cast)
-    check_losses(method, cast)
-    check_task(task, student)
-    check_views(method, task)
+    for check in checks(method, task, cast).values():
+        check()
     method = measured(method, cast)
     parameters = [{"params": list(student.parameters())}]
     own = [
@@ -51,6 +48,19 @@ def build(settings: Settings) -> Training:
         settings.steps, settings.batch, settings.max_grad_norm, settings.micro_tokens, settings.chunk,
         measure=Measures(Kinds(student), method.teach[0].into if method.teach else ""),
     )  # fmt: skip
+
+
+def checks(method: Method, task: Task, cast: Cast) -> dict[str, Callable[[], None]]:
+    """Everything that a run refuses once its models are there, by name; the doctor asks the same."""
+    student = cast["student"]
+    return {
+        "capabilities": lambda: check_capabilities(method, cast),
+        "support": lambda: check_support(method, student.vocab),
+        "layers": lambda: check_layers(method, cast),
+        "losses": lambda: check_losses(method, cast),
+        "prompts": lambda: check_task(task, student),
+        "views": lambda: check_views(method, task),
+    }
 
 
 def check_layers(method: Method, cast: Cast) -> None:
