@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -57,14 +58,23 @@ def masked(settings: Settings, method: Method, student: Any) -> Method:
 
 def check(settings: Settings, method: Method, task: Task, cast: Cast) -> None:
     """Everything that can be known to go wrong before anybody writes."""
-    check_capabilities(method, cast)
-    check_support(method, cast["student"].vocab)
-    check_layers(method, cast)
-    check_losses(method, cast)
-    check_task(task, cast["student"])
-    check_views(method, task)
+    for one in checks(method, task, cast).values():
+        one()
     check_end(settings, method)
     examined(task.held_out, settings.tuning_problems, settings.eval_on, settings.eval_problems)
+
+
+def checks(method: Method, task: Task, cast: Cast) -> dict[str, Callable[[], None]]:
+    """Everything that a run refuses once its models are there, by name; the doctor asks the same."""
+    student = cast["student"]
+    return {
+        "capabilities": lambda: check_capabilities(method, cast),
+        "support": lambda: check_support(method, student.vocab),
+        "layers": lambda: check_layers(method, cast),
+        "losses": lambda: check_losses(method, cast),
+        "prompts": lambda: check_task(task, student),
+        "views": lambda: check_views(method, task),
+    }
 
 
 def check_end(settings: Settings, method: Method) -> None:

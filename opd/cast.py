@@ -17,11 +17,15 @@ NO_MAP = "Say stop_token=keep, or mask"
 
 
 def build(settings: Settings, method: Method) -> dict[str, Any]:
-    """The student and its teacher."""
+    """The student and its teacher, who share their tokens."""
+    return joined(settings, opened(settings, method))
+
+
+def opened(settings: Settings, method: Method) -> dict[str, Any]:
+    """The student and its teacher, each loaded once and not yet compared."""
     spec = teacher_spec(settings, method)
     student = open_model(settings.student, settings, settings.dtype, settings.device, learns=True)
-    reader = teacher(spec, settings, student)
-    return {"student": student, "teacher": ending_alike(student, reader) if settings.stop_token == "map" else reader}
+    return {"student": student, "teacher": open_teacher(spec, settings, student)}
 
 
 def teacher_spec(settings: Settings, method: Method) -> str:
@@ -36,15 +40,32 @@ def teacher_spec(settings: Settings, method: Method) -> str:
 
 def teacher(spec: str, settings: Settings, student: Any) -> Any:
     """A copy of the student (self:...), or a model of its own that shares the student's tokenizer."""
+    found = open_teacher(spec, settings, student)
+    share_tokens(student, found)
+    return found
+
+
+def open_teacher(spec: str, settings: Settings, student: Any) -> Any:
     if spec.startswith("self"):
         return copy_of(student, spec)
-    from opd.engines.hf import common_vocab
     from opd.teachers.local import LocalTeacher
 
     device = settings.device if settings.teacher_device == "auto" else settings.teacher_device
-    model = open_model(spec, settings, settings.teacher_dtype, device)
-    common_vocab(student, model)
-    return LocalTeacher(model)
+    return LocalTeacher(open_model(spec, settings, settings.teacher_dtype, device))
+
+
+def joined(settings: Settings, cast: dict[str, Any]) -> dict[str, Any]:
+    """The cast over its common tokens, and over one end of text where that is asked for."""
+    student, reader = cast["student"], cast["teacher"]
+    share_tokens(student, reader)
+    return {**cast, "teacher": ending_alike(student, reader)} if settings.stop_token == "map" else cast
+
+
+def share_tokens(student: Any, teacher: Any) -> int:
+    """The number of tokens over which both give log-probs from now on; an error if an id means something else."""
+    from opd.engines.hf import common_vocab
+
+    return common_vocab(student, *([teacher.engine] if hasattr(teacher, "engine") else []))
 
 
 def ending_alike(student: Any, teacher: Any) -> Any:

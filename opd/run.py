@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from opd import cast as casting
 from opd.build import build
 from opd.checkpoint import checkpoints, forget_old, load_state, save_state, write_folder, write_text
+from opd.doctor import Case, Finding, at_start
 from opd.drafts import drafts
 from opd.errors import ModelError, SettingError
 from opd.evaluate import Evaluation, evaluate
@@ -61,6 +62,7 @@ class Run:
     training: Training
     resumed: bool = False
     watches: list[Watch] = field(default_factory=list[Watch])
+    findings: list[Finding] = field(default_factory=list[Finding])  # what the doctor warned of at the start
     stopping: bool = False
 
     @classmethod
@@ -73,7 +75,10 @@ class Run:
                 expected="a new folder",
                 remedy=f"Choose another with --out, or continue it: opd train --resume {folder}",
             )
-        run = cls(settings, folder, build(settings), watches=list(watches))
+        training = build(settings)
+        case = Case(settings, training.method, training.task, training.cast)
+        findings = at_start(case) if settings.doctor == "on" else []
+        run = cls(settings, folder, training, watches=list(watches), findings=findings)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "run.toml", tomli_w.dumps(resolved(settings) | {"teacher": run.teacher_spec}))
         return run

@@ -74,6 +74,7 @@ class Settings(BaseModel):
     keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are deleted")
     rows_every: int = Field(0, ge=0, description="steps between saved tables of rows; 0: first and last")
     drafts: int = Field(48, ge=0, description="held-out answers that the page shows marked up, before and after")
+    doctor: Literal["on", "off"] = Field("on", description="a look at models and task before the first step")
     logger: Literal["none", "wandb", "trackio", "tensorboard"] = Field("none", description="beside metrics.jsonl")
     trust_remote_code: bool = Field(False, description="allow code from a model folder to run")
 

@@ -57,8 +57,8 @@ class Progress:
         self.say(f"{size}, {counted(learning)} parameters, {device}, folder {run.folder}")
         if run.resumed:
             self.say(f"continuing after step {training.step}")
-        for note in getattr(run.task, "notes", ()):
-            self.warn(note)
+        for note in (*getattr(run.task, "notes", ()), *run.findings):
+            self.warn(str(note))
 
     def phase(self, name: str, done: int, total: int) -> None:
         self.phase_now = (name, done, total)
