@@ -29,6 +29,7 @@ def build(settings: Settings) -> Training:
     check_layers(method, cast)
     check_losses(method, cast)
     check_task(task, student)
+    check_routes(cast, task)
     check_views(method, task)
     parameters = [{"params": list(student.parameters())}]
     own = [
@@ -50,9 +51,10 @@ def check_layers(method: Method, cast: Cast) -> None:
     """Layers that a model in this process does not have are refused before anybody writes."""
     asked = [("student", method.layers), *((ask.who, ask.want.layers) for ask in method.teach)]
     for who, layers in asked:
-        engine = getattr(cast[who], "engine", cast[who])
-        if layers and hasattr(engine, "blocks"):
-            resolve_layers(layers, len(engine.blocks), f"{who} {engine.name}")
+        for member in getattr(cast[who], "members", {who: cast[who]}).values():
+            engine = getattr(member, "engine", member)
+            if layers and hasattr(engine, "blocks"):
+                resolve_layers(layers, len(engine.blocks), f"{who} {engine.name}")
 
 
 def check_losses(method: Method, cast: Cast) -> None:
@@ -78,6 +80,14 @@ def check_task(task: Task, student: Any) -> None:
                 expected=f"at most {student.context - 1}",
                 remedy="Drop or shorten that problem",
             )
+
+
+def check_routes(cast: Cast, task: Task) -> None:
+    """Where a role is played by several, every problem names the one who plays it."""
+    for member in cast.values():
+        if route := getattr(member, "route", None):
+            for problem in (*task.train, *task.held_out):
+                route(problem)
 
 
 def check_views(method: Method, task: Task) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from opd.settings import Settings
 if TYPE_CHECKING:
     from opd.engines.hf import HFModel
 
+ROUTE = re.compile(r"\s*[\w.-]*\s*=")  # a spec that begins so names several teachers: NAME=SPEC,NAME=SPEC
 COPIES = "self:live, self:frozen, self:ema=DECAY or self:every=STEPS"
 
 
@@ -33,16 +35,40 @@ def teacher_spec(settings: Settings, method: Method) -> str:
 
 
 def teacher(spec: str, settings: Settings, student: Any) -> Any:
+    """One teacher, or one per NAME of `NAME=SPEC,NAME=SPEC`; all models get the vocabulary that everyone shares."""
+    from opd.engines.hf import common_vocab
+
+    members = {name: member(one, settings, student) for name, one in named(spec).items()}
+    common_vocab(student, *(one.engine for one in members.values() if hasattr(one, "engine")))
+    if "" in members:
+        return members[""]
+    from opd.teachers.routed import Routed
+
+    return Routed(members)
+
+
+def named(spec: str) -> dict[str, str]:
+    """The teachers of `NAME=SPEC,NAME=SPEC`; a single spec has the empty name."""
+    if not ROUTE.match(spec):
+        return {"": spec}
+    found: dict[str, str] = {}
+    for part in spec.split(","):
+        name, equals, one = (text.strip() for text in part.partition("="))
+        if not (name and equals and one) or name in found:
+            problem = f"{name!r} twice" if name in found else repr(part)
+            raise SettingError(f"teachers {spec!r}", got=problem, expected="NAME=MODEL,NAME=MODEL, every name once")
+        found[name] = one
+    return found
+
+
+def member(spec: str, settings: Settings, student: Any) -> Any:
     """A copy of the student (self:...), or a model of its own that shares the student's tokenizer."""
     if spec.startswith("self"):
         return copy_of(student, spec)
-    from opd.engines.hf import common_vocab
     from opd.teachers.local import LocalTeacher
 
     device = settings.device if settings.teacher_device == "auto" else settings.teacher_device
-    model = open_model(spec, settings, settings.teacher_dtype, device)
-    common_vocab(student, model)
-    return LocalTeacher(model)
+    return LocalTeacher(open_model(spec, settings, settings.teacher_dtype, device))
 
 
 def open_model(spec: str, settings: Settings, dtype: str, device: str, learns: bool = False) -> HFModel:

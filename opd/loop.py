@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opd import routes
 from opd.errors import DataError, NonFiniteError
 from opd.method import Method
 from opd.protocols import Cast, Student, Task
@@ -98,24 +99,26 @@ def one_step(t: Training) -> Batch:
     clock = Clock()
     visits = t.source.take(t.batch)
     with clock("sample"):
-        groups = grade(t.task, t.method.sample(t.cast, visits, t.step))
+        groups = routes.tagged(grade(t.task, t.method.sample(t.cast, visits, t.step)), t.cast)
     with clock("teach"):
         rows, sequences = prepare(groups, t.method, t.cast, t.step)
+    fared = routes.Fared(t.cast)
     with clock("learn"):
-        done = [learn(t, part, sequences) for part in updates(rows, t.method.updates, t.source.seed)]
+        done = [learn(t, part, sequences, fared) for part in updates(rows, t.method.updates, t.source.seed)]
     for name, member in t.cast.items():
         if name != "student":
             member.follow(t.student, t.step + 1)
-    metrics = {"lr": t.rate(t.step), **summary(groups, rows, done), **clock.seconds}
+    metrics = {"lr": t.rate(t.step), **summary(groups, rows, done), **fared.metrics(), **clock.seconds}
     batch = Batch(t.step, groups, _observed(rows, [outcome for outcome, _ in done]), sequences, metrics)
     t.step += 1
     return batch
 
 
-def learn(t: Training, part: Rows, sequences: Sequence[Array]) -> tuple[Outcome, float]:
+def learn(t: Training, part: Rows, sequences: Sequence[Array], fared: routes.Fared) -> tuple[Outcome, float]:
     """One optimizer step on one part of the batch; a gradient that is not finite is not taken."""
     t.optimizer.zero_grad(set_to_none=True)
     outcome = gradient(t.student, part, sequences, t.method, t.micro_tokens, t.chunk)
+    fared.add(part, outcome.each)
     parameters = [p for group in t.optimizer.param_groups for p in group["params"]]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, t.max_grad_norm or float("inf")))
     if not np.isfinite(outcome.loss + norm):

@@ -24,7 +24,8 @@ for part in PARTS:
     ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes"} - {part}
 ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}
-ALLOWED["loop"] = ALLOWED["step"] | {"step"}
+ALLOWED["routes"] = {"rows", "rollout", "protocols"}
+ALLOWED["loop"] = ALLOWED["step"] | {"step", "routes"}
 OUTSIDE_RECIPES = {"transformers", "vllm", "ray", "torch.distributed", "safetensors", "pydantic"}
 
 
