@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from opd import maths
 from opd.errors import one_of, require
+from opd.rollout import Array
 from opd.rows import Rows
 
 UNITS = {"rows": "row", "tokens": "position", "turns": "turn"}
@@ -26,7 +28,7 @@ class LogRatio:
 
 @dataclass(frozen=True)
 class ReturnToGo:
-    """advantage_n = sum over later rows m of the episode of gamma^(time_m - time_n) advantage_m (2603.25562, 3.3).
+    """advantage_n = sum over later kept rows m of the episode of gamma^(time_m - time_n) advantage_m (2603.25562, 3.3).
 
     `unit` says what the discount counts: rows (tool output takes no time), tokens, or turns.
     """
@@ -43,7 +45,9 @@ class ReturnToGo:
             return rows
         # an episode may be several rollouts: rows are then counted across them, in table order
         time = torch.arange(len(rows), device=rows["row"].device) if self.unit == "rows" else rows[UNITS[self.unit]]
-        return rows.plus(advantage=maths.returns(rows["advantage"], rows["episode"], time, self.gamma))
+        # what is not learned from credits nobody either: a masked marker's -60, or a nan where nobody was asked
+        values = torch.where(rows["keep"], rows["advantage"], 0.0)
+        return rows.plus(advantage=maths.returns(values, rows["episode"], time, self.gamma))
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,39 @@ class LastOnly:
 
     def __call__(self, rows: Rows) -> Rows:
         return rows.plus(keep=rows["keep"] & (rows["row"] >= rows["length"] - self.k))
+
+
+@dataclass(frozen=True)
+class ConstantNegative:
+    """advantage = -size where the student itself gave the token less than `threshold`, else 0; no teacher speaks."""
+
+    threshold: float
+    size: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.threshold <= 1, "the probability below which a token is lowered", got=self.threshold,
+            expected="a number in (0, 1]",
+        )  # fmt: skip
+        require(self.size > 0, "the size of the negative advantage", got=self.size, expected="more than 0")
+
+    def __call__(self, rows: Rows) -> Rows:
+        low = rows["untruncated"].exp() < self.threshold
+        return rows.plus(advantage=-self.size * low.to(rows["untruncated"].dtype))
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """The advantages of the kept rows of a batch, dealt out among them by chance: the same numbers, the wrong tokens.
+
+    The deal is a function of the step and of what the rows hold, not of the order in which they stand.
+    """
+
+    def __call__(self, rows: Rows) -> Rows:
+        kept: Array = rows["keep"].nonzero().squeeze(-1).cpu().numpy()
+        keys = [rows[name].cpu().numpy()[kept] for name in ("untruncated", "token", "position", "row")]
+        kept = kept[np.lexsort(keys)]
+        deal = np.random.Generator(np.random.Philox(key=[rows.step, len(kept)])).permutation(len(kept))
+        advantage = rows["advantage"].clone()
+        advantage[torch.as_tensor(kept)] = rows["advantage"][torch.as_tensor(kept[deal])]
+        return rows.plus(advantage=advantage)

@@ -5,6 +5,7 @@ Axes: n rows of a chunk, V vocabulary, K support, D width, L layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -73,17 +74,87 @@ class OnSupport:
     teacher: str = "teacher"
 
     def __post_init__(self) -> None:
-        require(self.k >= 1, "the size K of the support", got=self.k, expected="at least 1")
-        one_of("whose best tokens are the support", self.source, ("teacher", "student"))
+        _check_support(self.k, self.source)
         one_of("what becomes of the rest", self.outside, ("renormalise", "tail", "drop"))
+        require(
+            self.k > 1 or self.sampled or self.outside != "renormalise",
+            "a support of one token, renormalised, is always matched",
+            got=f"k={self.k}, outside={self.outside}",
+            expected="k of at least 2, sampled=true, or another outside",
+        )
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         teacher = rows.dist(self.teacher)
-        ids = (teacher if self.source == "teacher" else student).top(self.k).to(rows["token"].device)
+        ids = _best(student, teacher, self.k, self.source)
         valid = torch.ones_like(ids, dtype=torch.bool)
         if self.sampled:
             ids, valid = maths.plus(ids, valid, rows["token"])
-        return self.divergence(*maths.close(maths.gather_support(student, teacher, ids, valid), self.outside))
+        return self.divergence(*maths.close(_support(student, teacher, ids, valid), self.outside))
+
+
+@dataclass(frozen=True)
+class SampledTail:
+    """Reverse KL summed over the K best tokens of teacher or student, and beyond them read off the decided token.
+
+    sum_{v in S} p sg(log p/q)  +  1[y not in S] w (p(y) / sg p(y)) sg(log p(y)/q(y)),    w = min(p(y) / mu(y), cap)
+
+    mu is the distribution that really drew y; cap 0 cuts nothing. Unbiased in value and gradient where nothing is cut
+    and mu is nowhere 0: what a nucleus never draws stays unseen. published: the released form, differentiated through
+    p in the head as well, which moves the mean gradient by grad p(S) (2603.25562, variants 4 and 5).
+    """
+
+    k: int
+    source: str = "teacher"
+    published: bool = False
+    cap: float = 0.0
+    teacher: str = "teacher"
+
+    def __post_init__(self) -> None:
+        _check_support(self.k, self.source)
+        require(self.cap >= 0, "the cap of the importance weight", got=self.cap, expected="0 for none, or more")
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        teacher = rows.dist(self.teacher)
+        support = self._support(student, teacher)
+        weight, _ = self._weight(student, rows)
+        estimate = maths.published_sampled_tail_reverse_kl if self.published else maths.sampled_tail_reverse_kl
+        chosen = teacher.chosen.to(student.chosen.device)
+        return estimate(support, student.chosen, chosen, _holds(support.ids, rows["token"]), weight)
+
+    def measure(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
+        """Rows whose decided token lies outside the support, and rows whose weight was cut (0 or 1 each)."""
+        ids = _best(student, rows.dist(self.teacher), self.k, self.source)
+        outside = ~_holds(ids, rows["token"])
+        _, cut = self._weight(student, rows)
+        dtype = student.chosen.dtype
+        return {"tail.outside": outside.to(dtype), "tail.cut": (outside & cut).to(dtype)}
+
+    def _support(self, student: Dist, teacher: Dist) -> maths.Support:
+        ids = _best(student, teacher, self.k, self.source)
+        return _support(student, teacher, ids, torch.ones_like(ids, dtype=torch.bool))
+
+    def _weight(self, student: Dist, rows: Rows) -> tuple[Tensor, Tensor]:
+        return maths.importance_weight(student.chosen, rows["behaviour"], self.cap or math.inf)
+
+
+def _check_support(k: int, source: str) -> None:
+    require(k >= 1, "the size K of the support", got=k, expected="at least 1")
+    one_of("whose best tokens are the support", source, ("teacher", "student"))
+
+
+def _best(student: Dist, teacher: Dist, k: int, source: str) -> Tensor:
+    """[n, K] ids of the best tokens of one of the two, on the student's device."""
+    return (teacher if source == "teacher" else student).top(k).to(student.chosen.device)
+
+
+def _support(student: Dist, teacher: Dist, ids: Tensor, valid: Tensor) -> maths.Support:
+    # Every id is a real one, also where it is invalid as a repetition, so that a teacher of K tokens can be asked it.
+    return maths.Support(ids, valid, student.at(ids), teacher.at(ids).to(ids.device))
+
+
+def _holds(ids: Tensor, token: Tensor) -> Tensor:
+    """[n] bool: the token of each row is among its ids [n, K]."""
+    return (ids == token[:, None]).any(-1)
 
 
 @dataclass(frozen=True)

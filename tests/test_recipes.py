@@ -16,12 +16,15 @@ MATCHES = "teacher = student gives a zero gradient"
 
 # name -> (parameters for a vocabulary of 7, model passes per batch, facts)
 TABLE = {
+    "constant_negative": ({"threshold": 0.3}, {"student writes": 1, "student learns": 1}, set()),
     "gkd": ({"lam": 1.0}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "local_support": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 2}, {MATCHES}),
     "privileged": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "representation": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "sampled_token": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
+    "sequence_kl": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "sft": ({}, {"teacher writes": 1, "student learns": 1}, set()),
+    "shuffled": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
 }
 
 
@@ -81,7 +84,8 @@ def test_published_defaults():
     """A recipe called with no argument is the paper's setting."""
     defaults = {name: {p.name: p.default for p in recipes.describe(name).parameters} for name in recipes.names()}
     assert defaults["local_support"] == {
-        "k": 32, "outside": "renormalise", "n": 8, "temperature": 1.0, "top_p": 0.9, "updates": 2, "mean": "token_mean",
+        "k": 32, "source": "teacher", "sampled": False, "outside": "renormalise", "cap": 0.0,
+        "n": 8, "temperature": 1.0, "top_p": 0.9, "updates": 2, "mean": "token_mean",
     }  # fmt: skip
     assert (defaults["gkd"]["lam"], defaults["gkd"]["beta"], defaults["gkd"]["mean"]) == (0.5, 0.5, "sequence_mean")
     assert (defaults["sampled_token"]["gamma"], defaults["sampled_token"]["n"]) == (0.0, 4)
@@ -116,7 +120,14 @@ def test_sampled_token_is_the_reverse_kl_gradient_in_expectation():
         ("gkd", {"beta": -0.1}),
         ("gkd", {"mean": "median"}),
         ("local_support", {"k": 0}),
+        ("local_support", {"k": 1}),
         ("local_support", {"outside": "forget"}),
+        ("local_support", {"source": "both"}),
+        ("local_support", {"outside": "sampled_tail", "sampled": True}),
+        ("local_support", {"outside": "tail", "cap": 2.0}),
+        ("local_support", {"outside": "sampled_tail", "cap": -1.0}),
+        ("constant_negative", {"threshold": 0.0}),
+        ("constant_negative", {"size": -1.0}),
         ("sampled_token", {"gamma": 2.0}),
         ("sampled_token", {"unit": "words"}),
         ("sampled_token", {"n": 0}),

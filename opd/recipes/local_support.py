@@ -4,16 +4,31 @@ Paper: "Revisiting On-Policy Distillation", Fu, Huang et al., arXiv 2603.25562 (
 
 Equation: L = mean_n sum_{v in S_n} p(v) log(p(v) / q(v)),  S_n = top-K of q,  p and q renormalised on S_n
 
-Differs: the released scripts average per sequence, an accident of micro-batches of one; `mean=sequence_mean` is that,
-the default is the paper's token mean. The batch is used for two updates, as in the paper (128 answers, 64 at a time).
-Their mask of special tokens is not here yet. K = 1 renormalised is identically zero.
-Uncertain: a later README switches on an entropy filter that the paper never mentions; it is off here.
+The five supports of the paper, its Table of variants (1, the default, is LSM):
+
+    1  teacher top-K, renormalised                   (the defaults)
+    2  student top-K + sampled token, renormalised   --source student --sampled
+    3  teacher top-K + sampled token, renormalised   --sampled
+    4  student top-K, tail from the sampled token    --source student --outside published_sampled_tail
+    5  teacher top-K, tail from the sampled token    --outside published_sampled_tail
+
+`outside=sampled_tail` is 4 and 5 mended: the published gradient is off by the gradient of p(S), the student's mass on
+the support, whatever the teacher says. `outside=drop` is the paper's removal of the renormalisation, which collapses;
+`tail` makes the rest one more token. The student's top-K needs a teacher that gives whole distributions.
+
+Differs: mean=token_mean, the default, is the paper's equation, over all tokens of an update; mean=sequence_mean is what
+the released scripts compute by averaging in micro-batches of one answer, where tokens of short answers weigh more.
+The batch is used for two updates, as in the paper (128 answers, 64 at a time). The sampled tail is always weighted by
+p(y)/mu(y); the released flag for that is off. The paper's mask of special tokens is a setting of the run (--mask).
+Uncertain: a later README switches on an entropy filter that the paper never mentions; it is off here. Where the
+weight was cut for the paper's numbers is not known; `cap` cuts it.
 """
 
 from typing import Literal
 
 from opd import maths
-from opd.losses import OnSupport
+from opd.errors import require
+from opd.losses import OnSupport, SampledTail
 from opd.means import named
 from opd.method import Ask, Method, Term, Updates
 from opd.observe import student
@@ -25,7 +40,10 @@ from opd.sample import OneTurn
 def local_support(
     *,
     k: int = 32,
-    outside: Literal["renormalise", "tail", "drop"] = "renormalise",
+    source: Literal["teacher", "student"] = "teacher",
+    sampled: bool = False,
+    outside: Literal["renormalise", "tail", "drop", "sampled_tail", "published_sampled_tail"] = "renormalise",
+    cap: float = 0.0,
     n: int = 8,
     temperature: float = 1.0,
     top_p: float = 0.9,
@@ -34,17 +52,29 @@ def local_support(
 ) -> Method:
     """
     k: size of the support
+    source: whose best tokens they are
+    sampled: the token that was written is always in the support
     outside: what becomes of the other tokens
+    cap: of the weight p(y)/mu(y) of a sampled tail; 0 for none
     n: answers per prompt
     temperature: at which the student writes
     top_p: nucleus from which the student writes
     updates: optimizer steps per batch
     mean: token_mean, sequence_mean or sequence_sum
     """
+    tail = outside in ("sampled_tail", "published_sampled_tail")
+    what = f"a tail read off the sampled token (outside={outside})"
+    require(not (tail and sampled), what, got="sampled=true", expected="sampled=false: it stands outside the support")
+    require(tail or not cap, "cap", got=f"cap={cap} with outside={outside}", expected="it only for a sampled tail")
+    if outside == "sampled_tail" or outside == "published_sampled_tail":
+        loss = SampledTail(k, source, published=outside == "published_sampled_tail", cap=cap)
+    else:
+        loss = OnSupport(maths.reverse_kl, k, source, outside, sampled)
+    want = Want(dist=True) if source == "student" else Want(topk=k, chosen=sampled or tail)
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
-        teach=(Ask("teacher", "teacher", Want(topk=k)),),
-        terms={"match": Term(OnSupport(maths.reverse_kl, k, outside=outside), named(mean))},
+        teach=(Ask("teacher", "teacher", want),),
+        terms={"match": Term(loss, named(mean))},
         updates=Updates(parts=updates),
-        observe=(student,),
+        observe=(student, loss.measure) if isinstance(loss, SampledTail) else (student,),
     )
