@@ -689,28 +689,6 @@ def test_returns_of_a_large_batch_is_quick() -> None:
     assert time.perf_counter() - start < 2 and result[0] == 1024
 
 
-def test_variance_grows_with_the_horizon() -> None:
-    """Independent tokens of one softmax: variance ~ T for gamma = 0, ~ T^3 for gamma = 1, and one mean for both."""
-    g = torch.Generator().manual_seed(0)
-    logits, teacher = torch.randn(8, generator=g), torch.randn(8, generator=g)
-    logp = logits.log_softmax(-1)
-    cost = logp - teacher.log_softmax(-1)
-    score = torch.eye(8) - logp.exp()  # d log p(y) / d logits
-
-    def gradients(horizon: int, gamma: float, n: int = 6000) -> Tensor:
-        y = torch.multinomial(logp.exp(), n * horizon, replacement=True, generator=g)
-        where = torch.arange(n * horizon)
-        total = maths.returns(cost[y], where // horizon, where % horizon, gamma)
-        return (total[:, None] * score[y]).view(n, horizon, 8).sum(1)
-
-    for gamma, low, high in ((0.0, 0.9, 1.1), (1.0, 2.5, 3.1)):
-        short, long = gradients(8, gamma), gradients(32, gamma)
-        exponent = math.log(long.var(0).sum() / short.var(0).sum()) / math.log(4)
-        assert low < exponent < high
-        exact = 8 * (logp.exp()[:, None] * cost[:, None] * score).sum(0)
-        assert (short.mean(0) - exact).norm() < 0.15 * exact.norm()
-
-
 # ------------------------------------------------------------------------------------------------------------- module
 
 
