@@ -1,0 +1,59 @@
+"""One run of a small language model: trained, examined, and remembered, so that a repeated command goes on where it was."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opd import Settings
+from opd.build import build
+from opd.evaluate import evaluate
+from opd.loop import Batch, Training, train
+
+COMMON: dict[str, Any] = {
+    "batch": 64, "max_new": 16, "schedule": "linear", "warmup": 10, "teacher": "embedded:teacher", "threads": 1,
+}  # fmt: skip
+PROBLEMS, HELD_OUT = 128, 256
+SEARCH = 100  # the seed whose problems the learning rates are sought on, never one that is reported
+Values = dict[str, Any]
+Measure = Callable[[Training, Batch], dict[str, float]]
+
+
+def remembered(file: Path, make: Callable[[], Values]) -> Values:
+    """What stands in the file; made and written where there is none."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(make()), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def trained(values: Values, seed: int, measure: Measure | None = None) -> Values:
+    """The examination after one run, and its curves; every seed has its own training problems and samples."""
+    task = f"sums,train={PROBLEMS},held_out={HELD_OUT},seed={seed}"
+    training = build(Settings.of(**{**COMMON, "task": task, **values, "seed": seed}))
+    curves: dict[str, list[float]] = {}
+    for batch in train(training):
+        found = {**batch.metrics, **(measure(training, batch) if measure else {})}
+        for name, value in found.items():
+            curves.setdefault(name, []).append(round(value, 5))
+    return {"settings": values, "seed": seed, "curves": curves, **examined(training)}
+
+
+def examined(training: Training) -> Values:
+    """Per cent of held-out problems that are right, greedy and sampled; reverse KL, entropy and length of samples."""
+    exam = evaluate(training.student, training.task, teacher=training.cast["teacher"])
+    assert exam.greedy and exam.sampled and exam.kl and exam.greedy.accuracy and exam.sampled.accuracy
+    return {
+        "greedy": 100 * exam.greedy.accuracy.value,
+        "sampled": 100 * exam.sampled.accuracy.value,
+        "reverse kl": exam.kl.per_token,
+        "length": exam.sampled.length,
+        "cut off": 100 * exam.sampled.truncated,
+    }
+
+
+def best_rate(rates: Iterable[float], at: Callable[[float], Values]) -> float:
+    """The rate with the lowest reverse KL where it was sought: the objective of every method here, in its own units."""
+    return min(rates, key=lambda rate: at(rate)["reverse kl"])
