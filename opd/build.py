@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ import torch
 from opd import cast as casting
 from opd.errors import DataError, SettingError
 from opd.loop import Source, Training
-from opd.method import Method
+from opd.masks import masks
+from opd.method import Method, chain
 from opd.protocols import Cast, Task, resolve_layers
 from opd.settings import Settings
 from opd.tasks import load_task
@@ -24,6 +26,7 @@ def build(settings: Settings) -> Training:
     task = load_task(settings.task)
     cast = casting.build(settings, method)
     student = cast["student"]
+    method = replace(method, credit=chain(*masks(settings, student), method.credit))
     check_capabilities(method, cast)
     check_support(method, student.vocab)
     check_layers(method, cast)

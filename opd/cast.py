@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 ROUTE = re.compile(r"\s*[\w.-]*\s*=")  # a spec that begins so names several teachers: NAME=SPEC,NAME=SPEC
 COPIES = "self:live, self:frozen, self:ema=DECAY or self:every=STEPS"
+NO_MAP = "Say stop_token=keep, or mask"
 
 
 def build(settings: Settings, method: Method) -> dict[str, Any]:
     """The student and its teacher."""
     spec = teacher_spec(settings, method)
     student = open_model(settings.student, settings, settings.dtype, settings.device, learns=True)
-    return {"student": student, "teacher": teacher(spec, settings, student)}
+    reader = teacher(spec, settings, student)
+    return {"student": student, "teacher": ending_alike(student, reader) if settings.stop_token == "map" else reader}
 
 
 def teacher_spec(settings: Settings, method: Method) -> str:
@@ -69,6 +71,29 @@ def member(spec: str, settings: Settings, student: Any) -> Any:
 
     device = settings.device if settings.teacher_device == "auto" else settings.teacher_device
     return LocalTeacher(open_model(spec, settings, settings.teacher_dtype, device))
+
+
+def ending_alike(student: Any, teacher: Any) -> Any:
+    """The teacher, for whom the student's end of text stands for its own."""
+    from opd.teachers.renamed import Renamed
+
+    ours, theirs = end_of_text(student), end_of_text(getattr(teacher, "engine", student))
+    if ours is None or theirs is None:
+        who = student if ours is None else teacher.engine
+        raise SettingError(f"stop_token=map: {who.name} has no end of text", expected="one", remedy=NO_MAP)
+    if ours == theirs:
+        name = f"token {ours} ({student.decode_token(ours)!r}) for both"
+        raise SettingError("stop_token=map: there is nothing to map", got=name, expected="two tokens", remedy=NO_MAP)
+    if max(ours, theirs) >= student.vocab:
+        what = "stop_token=map: an end of text is not among the tokens that both models have"
+        raise SettingError(what, got=f"{ours} and {theirs}", expected=f"below {student.vocab}", remedy=NO_MAP)
+    return Renamed(teacher, ours, theirs)
+
+
+def end_of_text(model: Any) -> int | None:
+    """The token with which a model ends a text: the tokenizer's, else the smallest of its generation settings."""
+    end = model.tokenizer.eos_token_id
+    return end if end is not None else min(model.stops, default=None)
 
 
 def open_model(spec: str, settings: Settings, dtype: str, device: str, learns: bool = False) -> HFModel:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from opd import maths
 from opd.errors import one_of, require
@@ -50,6 +51,13 @@ class ReturnToGo:
         return rows.plus(advantage=maths.returns(values, rows["episode"], time, self.gamma))
 
 
+def masked(rows: Rows, why: str, hit: Tensor) -> Rows:
+    """The table without the rows that are hit [N]: they lose `keep`, and the column `masked.WHY` remembers them."""
+    column = f"masked.{why}"
+    marks = hit | rows[column] if column in rows else hit
+    return rows.plus(keep=rows["keep"] & ~hit, **{column: marks})
+
+
 @dataclass(frozen=True)
 class SkipFirst:
     """The first n decisions of a rollout are not learned from."""
@@ -57,7 +65,36 @@ class SkipFirst:
     n: int
 
     def __call__(self, rows: Rows) -> Rows:
-        return rows.plus(keep=rows["keep"] & (rows["row"] >= self.n)) if self.n else rows
+        return masked(rows, "first", rows["row"] < self.n) if self.n else rows
+
+
+@dataclass(frozen=True)
+class SkipTokens:
+    """Some tokens are not learned from: `which`=first only where a rollout has each for the first time, or all.
+
+    First is what the released code of 2603.25562 does with markers that student and teacher spell differently.
+    """
+
+    ids: tuple[int, ...]
+    which: str = "all"
+    why: str = "special"
+
+    def __post_init__(self) -> None:
+        one_of("which occurrences of a token are masked", self.which, ("first", "all"))
+
+    def __call__(self, rows: Rows) -> Rows:
+        hits = [rows["token"] == token for token in self.ids]
+        if self.which == "first":
+            hits = [_first(hit, rows["sequence"], rows["row"]) for hit in hits]
+        return masked(rows, self.why, torch.stack(hits).any(0))
+
+
+def _first(hit: Tensor, sequence: Tensor, row: Tensor) -> Tensor:
+    """[N] bool: of the rows that are hit, the earliest of each sequence."""
+    numbers, place = torch.unique(sequence, return_inverse=True)
+    never = int(row.max()) + 1
+    earliest = torch.full_like(numbers, never).scatter_reduce(0, place, torch.where(hit, row, never), "amin")
+    return hit & (row == earliest[place])
 
 
 @dataclass(frozen=True)

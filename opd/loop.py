@@ -172,15 +172,18 @@ def summary(groups: Sequence[Group], rows: Rows, done: Sequence[tuple[Outcome, f
         "length": float(np.mean([rollout.n for rollout in rollouts])),
         "truncated": float(np.mean([rollout.end == End.LENGTH for rollout in rollouts])),
         "kept": float(rows["keep"].double().mean()),
+        "empty": float(sum(not outcome.live for outcome in outcomes)),  # updates that had no row to learn from
         "refused": float(sum(not np.isfinite(outcome.loss + norm) for outcome, norm in done)),
     }
+    for name, column in rows.narrow().items():
+        if name.startswith("masked."):
+            numbers[name] = float(column.sum())
     if len(outcomes[0].losses) > 1:
         numbers |= {f"loss.{name}": float(np.mean([o.losses[name] for o in outcomes])) for name in outcomes[0].losses}
     if not np.isnan(rewards).all():
         numbers["reward"] = float(np.nanmean(rewards))
-    means = {
-        name: [o.observed[name].nanmean() for o in outcomes if name in o.observed] for name in outcomes[0].observed
-    }
+    names = {name: None for o in outcomes for name in o.observed}  # an update without a live row observes nothing
+    means = {name: [o.observed[name].nanmean() for o in outcomes if name in o.observed] for name in names}
     return numbers | {name: float(torch.stack(values).mean()) for name, values in means.items()}
 
 

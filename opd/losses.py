@@ -121,13 +121,11 @@ class SampledTail:
         chosen = teacher.chosen.to(student.chosen.device)
         return estimate(support, student.chosen, chosen, _holds(support.ids, rows["token"]), weight)
 
-    def measure(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
-        """Rows whose decided token lies outside the support, and rows whose weight was cut (0 or 1 each)."""
+    def cut(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
+        """tail.cut: 1 where the decided token lies outside the support and its weight was cut, else 0."""
         ids = _best(student, rows.dist(self.teacher), self.k, self.source)
-        outside = ~_holds(ids, rows["token"])
-        _, cut = self._weight(student, rows)
-        dtype = student.chosen.dtype
-        return {"tail.outside": outside.to(dtype), "tail.cut": (outside & cut).to(dtype)}
+        weight, cut = self._weight(student, rows)
+        return {"tail.cut": (cut & ~_holds(ids, rows["token"])).to(weight.dtype)}
 
     def _support(self, student: Dist, teacher: Dist) -> maths.Support:
         ids = _best(student, teacher, self.k, self.source)

@@ -35,6 +35,12 @@ class Settings(BaseModel):
     )
     task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE or reasoning_gym:NAME")
     out: str = Field("", description="run folder; default runs/METHOD-TASK-SEED")
+    mask: tuple[int | str, ...] = Field((), description="tokens not learned from: ids, or texts of one token each")
+    mask_which: Literal["first", "all"] = Field("first", description="of each masked token in an answer")
+    stop_token: Literal["keep", "mask", "map"] = Field(
+        "keep", description="learned from, left out, or the student's read as the teacher's"
+    )
+    skip_first: int = Field(0, ge=0, description="tokens at the start of an answer that are not learned from")
     steps: int = Field(100, ge=0, description="batches to learn from")
     batch: int = Field(16, ge=1, description="problems per step")
     max_new: int = Field(256, ge=1, description="tokens of an answer at most")

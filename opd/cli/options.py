@@ -69,7 +69,7 @@ class Option:
     @property
     def explained(self) -> str:
         help = f"{self.help}: {', '.join(self.choices[:-1])} or {self.choices[-1]}" if self.choices else self.help
-        if self.is_switch or self.default is None or self.default == "":
+        if self.is_switch or self.default in (None, "", ()):
             return help
         text = ",".join(map(str, self.default)) if isinstance(self.default, tuple | list) else str(self.default)
         return f"{help} [{text.replace('e-0', 'e-')}]"

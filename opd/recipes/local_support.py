@@ -21,7 +21,8 @@ the released scripts compute by averaging in micro-batches of one answer, where 
 The batch is used for two updates, as in the paper (128 answers, 64 at a time). The sampled tail is always weighted by
 p(y)/mu(y); the released flag for that is off. The paper's mask of special tokens is a setting of the run (--mask).
 Uncertain: a later README switches on an entropy filter that the paper never mentions; it is off here. Where the
-weight was cut for the paper's numbers is not known; `cap` cuts it.
+weight was cut for the paper's numbers is not known; `cap` cuts it, and the metric tail.cut is the share of tokens where
+it did.
 """
 
 from typing import Literal
@@ -76,5 +77,5 @@ def local_support(
         teach=(Ask("teacher", "teacher", want),),
         terms={"match": Term(loss, named(mean))},
         updates=Updates(parts=updates),
-        observe=(student, loss.measure) if isinstance(loss, SampledTail) else (student,),
+        observe=(student, loss.cut) if isinstance(loss, SampledTail) and cap else (student,),
     )
