@@ -22,8 +22,7 @@ def build(settings: Settings, method: Method) -> dict[str, Any]:
     """The student and its teacher."""
     spec = teacher_spec(settings, method)
     student = open_model(settings.student, settings, settings.dtype, settings.device, learns=True)
-    reader = teacher(spec, settings, student)
-    return {"student": student, "teacher": ending_alike(student, reader) if settings.stop_token == "map" else reader}
+    return {"student": student, "teacher": teacher(spec, settings, student)}
 
 
 def teacher_spec(settings: Settings, method: Method) -> str:
@@ -42,6 +41,9 @@ def teacher(spec: str, settings: Settings, student: Any) -> Any:
 
     members = {name: member(one, settings, student) for name, one in named(spec).items()}
     common_vocab(student, *(one.engine for one in members.values() if hasattr(one, "engine")))
+    if settings.stop_token == "map":
+        odd = [name for name, one in members.items() if end_of_text(one) != end_of_text(student)]
+        members |= {name: ending_alike(student, members[name]) for name in odd or members}
     if "" in members:
         return members[""]
     from opd.teachers.routed import Routed
@@ -77,7 +79,7 @@ def ending_alike(student: Any, teacher: Any) -> Any:
     """The teacher, for whom the student's end of text stands for its own."""
     from opd.teachers.renamed import Renamed
 
-    ours, theirs = end_of_text(student), end_of_text(getattr(teacher, "engine", student))
+    ours, theirs = end_of_text(student), end_of_text(teacher)
     if ours is None or theirs is None:
         who = student if ours is None else teacher.engine
         raise SettingError(f"stop_token=map: {who.name} has no end of text", expected="one", remedy=NO_MAP)
@@ -92,6 +94,7 @@ def ending_alike(student: Any, teacher: Any) -> Any:
 
 def end_of_text(model: Any) -> int | None:
     """The token with which a model ends a text: the tokenizer's, else the smallest of its generation settings."""
+    model = getattr(model, "student", getattr(model, "engine", model))  # of a copy, of a teacher, or itself
     end = model.tokenizer.eos_token_id
     return end if end is not None else min(model.stops, default=None)
 

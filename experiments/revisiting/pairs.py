@@ -54,12 +54,29 @@ def looping_student(tokenizer: Any, rng: random.Random) -> Text:
     return text(tokenizer, sums.question_text(terms), sums.chain_text(sums.totals(terms)), tokenizer.eos_token_id)
 
 
-def made(folder: Path, start: str, draw: Draw, steps: int, lr: float, batch: int = 64, seed: int = 0) -> str:
-    """The folder of `start` fine-tuned on texts of `draw`; made once."""
+def listing(terms: list[int]) -> tuple[str, str]:
+    """The second task: the same question with another sign at its end asks for its numbers from last to first."""
+    return sums.question_text(terms).replace("=", ">"), " " + ", ".join(str(abs(term)) for term in reversed(terms))
+
+
+def lister(tokenizer: Any, rng: random.Random) -> Text:
+    return text(tokenizer, *listing(sums.draw(rng)), tokenizer.eos_token_id)
+
+
+def beginner(tokenizer: Any, rng: random.Random) -> Text:
+    """Half sums, half listings."""
+    if rng.random() < 0.5:
+        return lister(tokenizer, rng)
+    terms = sums.draw(rng)
+    return text(tokenizer, sums.question_text(terms), sums.chain_text(sums.totals(terms)), tokenizer.eos_token_id)
+
+
+def made(folder: Path, start: str, draw: Draw, steps: int, lr: float, end: str = "", batch: int = 64) -> str:
+    """The folder of `start` fine-tuned on texts of `draw`, made once; `end` is what ends its texts, if not its own."""
     if not (folder / "config.json").is_file():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         path = cast.located(start)
-        model, tokenizer, rng = load_model(path, device="cpu"), load_tokenizer(path), random.Random(seed)
+        model, tokenizer, rng = load_model(path, device="cpu"), load_tokenizer(path), random.Random(0)
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
         for step in range(steps):
@@ -70,7 +87,10 @@ def made(folder: Path, start: str, draw: Draw, steps: int, lr: float, batch: int
             optimizer.step()
             schedule.step()
             if (step + 1) % 50 == 0:
-                print(f"{folder.name}, step {step + 1}: loss {float(loss):.3f}", flush=True)
+                print(f"{folder.name}, step {step + 1}: loss {float(loss.detach()):.3f}", flush=True)
+        if end:
+            tokenizer.eos_token = end
+            model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return str(folder)
@@ -89,5 +109,5 @@ def odd_pair(out: Path) -> dict[str, str]:
     """Student and teacher of the failure experiments."""
     return {
         "student": made(out / "looping-student", "embedded:student", looping_student, 60, 1e-3),
-        "teacher": made(out / "odd-teacher", "embedded:teacher", odd_teacher, 200, 2e-3),
+        "teacher": made(out / "odd-teacher", "embedded:teacher", odd_teacher, 200, 2e-3, SEMICOLON),
     }

@@ -1,10 +1,10 @@
-"""The five supports of local_support, the sampled token and the full reverse KL on the embedded pair, each at its own rate.
+"""The five supports, the sampled token and the full reverse KL on the embedded pair, each at its own learning rate.
 
     python -m experiments.revisiting.variants --out runs/variants
 
-All write with the same rollouts (one answer per problem, temperature 1, top-p 0.9) and take the same number of steps, so
-that only the loss differs. Every method's learning rate is sought among the same ones, in runs of half the length, on
-problems that are never reported. A run that is already in --out is not done again.
+All write with the same rollouts (one answer per problem, temperature 1, top-p 0.9) and take as many steps, so that only
+the loss differs. Every method's learning rate is sought among the same ones, in runs of half the length, on problems
+that are never reported. A run that is already in --out is not done again.
 """
 
 import argparse
