@@ -41,13 +41,13 @@ def imbalance(seeds: Iterable[int]) -> Values:
     measures = {
         "rows": lambda s: len(s.kind),
         "advantage below 0": lambda s: 100 * float((s.advantage < 0).double().mean()),
-        "|advantage| in the top 1 %": lambda s: 100 * carried(s.advantage, 0.01),
-        "|advantage| in the top 10 %": lambda s: 100 * carried(s.advantage, 0.1),
-        "gradient in the top 10 %, sampled token": lambda s: 100 * carried(s.sampled, 0.1),
-        "gradient in the top 10 %, local support": lambda s: 100 * carried(s.local, 0.1),
-        "written token pushed down by local support": lambda s: 100 * float((s.push < 0).double().mean()),
-        "pushed up": lambda s: 100 * float((s.push > 0).double().mean()),
-        "outside the support, not pushed": lambda s: 100 * float((s.push == 0).double().mean()),
+        "size of the advantage, top 1 % of the tokens": lambda s: 100 * carried(s.advantage, 0.01),
+        "size of the advantage, top 10 %": lambda s: 100 * carried(s.advantage, 0.1),
+        "size of the gradient, top 10 %: sampled token": lambda s: 100 * carried(s.sampled, 0.1),
+        "size of the gradient, top 10 %: local support": lambda s: 100 * carried(s.local, 0.1),
+        "local support pushes the written token down": lambda s: 100 * float((s.push < 0).double().mean()),
+        "up": lambda s: 100 * float((s.push > 0).double().mean()),
+        "not at all: it is outside the support": lambda s: 100 * float((s.push == 0).double().mean()),
     }
     return {name: [measure(s) for s in found] for name, measure in measures.items()}
 
@@ -122,12 +122,16 @@ def examine(training: Training) -> Values:
 
 
 def looping(training: Training) -> float:
-    """Per cent of samples in which a total stands three times in a row."""
+    """Per cent of samples in which a total stands three times in a row, which no right answer does."""
     problems = training.task.held_out
     prompts = [training.student.render(problem.messages) for problem in problems]
     answers = write(training.student, problems, prompts, Sampling(max_new=MAX_NEW), 1, seed=1)
-    totals = [answer.text.replace(" ", "").split(",") for (answer,) in answers]
-    return 100 * fmean(any(a == b == c for a, b, c in zip(t, t[1:], t[2:], strict=False)) for t in totals)
+    return 100 * fmean(loops(answer.text) for (answer,) in answers)
+
+
+def loops(text: str) -> bool:
+    totals = text.replace(" ", "").split(",")
+    return any(a == b == c for a, b, c in zip(totals, totals[1:], totals[2:], strict=False))
 
 
 # ---- what comes out
