@@ -33,6 +33,8 @@ METHODS: dict[str, Values] = {
     "3 teacher top-K + sampled, renormalised": support(sampled=True),
     "4 student top-K, sampled tail": support(source="student", outside="published_sampled_tail"),
     "5 teacher top-K, sampled tail": support(outside="published_sampled_tail"),
+    "4 mended": support(source="student", outside="sampled_tail"),
+    "5 mended": support(outside="sampled_tail"),
     "full reverse KL": {"method": "gkd", "parameters": {**ROLLOUTS, "lam": 1.0, "beta": 1.0, "mean": "token_mean"}},
     "sampled token": {"method": "sampled_token", "parameters": ROLLOUTS},
 }
