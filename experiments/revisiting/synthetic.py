@@ -28,7 +28,7 @@ from opd.recipes.sampled_token import sampled_token
 
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SEEDS = (42, 43, 2026)
-OPTIMIZERS = ("adam:3e-4", "adam:1e-3", "adam:3e-3")
+OPTIMIZERS = ("adam:3e-4", "adam:1e-2", "sgd:1e-3", "sgd:1e-2")
 BATCH, PARTS, PIECE = 64, 8, 20
 FRESH = 512  # walks per task of the final examination
 
