@@ -53,7 +53,7 @@ def test_a_repeated_command_does_no_run_twice(tmp_path, monkeypatch, capsys):
     assert len(first) == 10 and capsys.readouterr().out.count("| sgd 1e-2 |") == 5
     synthetic.main()
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").iterdir()} == first
-    assert (tmp_path / "synthetic.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "synthetic.png").read_bytes().startswith(b"\x89PNG")
     assert "reverse KL per walk" in (tmp_path / "synthetic.md").read_text()
 
 

@@ -1,4 +1,4 @@
-"""What every experiment leaves behind: a table in markdown, the raw numbers in JSON, a plot in SVG."""
+"""What every experiment leaves behind: a table in markdown, the raw numbers in JSON, a plot in PNG."""
 
 import json
 from collections.abc import Sequence
@@ -6,12 +6,9 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 STYLE = {
-    "svg.fonttype": "none",  # text stays text: a smaller file
-    "svg.hashsalt": "opd",  # the same numbers give the same file
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -21,7 +18,9 @@ COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00")  # Okabe and I
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
-    """The mean of a few seeds, and their whole range."""
+    """The mean of a few seeds, and their whole range where there are several."""
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
     return f"{fmean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
@@ -37,10 +36,9 @@ def table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
 
 
 def keep(out: Path, name: str, text: str, raw: Any, figure: Figure) -> None:
-    """Writes NAME.md, NAME.json and NAME.svg into a folder, and prints the table."""
+    """Writes NAME.md, NAME.json and NAME.png into a folder, and prints the table."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.md").write_text(text, encoding="utf-8")
     (out / f"{name}.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-    with rc_context(STYLE):
-        figure.savefig(out / f"{name}.svg", metadata={"Date": None})
-    print(f"\n{text}\nwritten: {out}/{name}.md, .json and .svg")
+    figure.savefig(out / f"{name}.png", dpi=120)
+    print(f"\n{text}\nwritten: {out}/{name}.md, .json and .png")

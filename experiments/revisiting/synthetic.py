@@ -28,9 +28,16 @@ from opd.recipes.sampled_token import sampled_token
 
 GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SEEDS = (42, 43, 2026)
-OPTIMIZERS = ("adam:3e-4", "adam:1e-3", "adam:3e-3")
+OPTIMIZERS = ("adam:3e-4", "adam:1e-2", "sgd:1e-3", "sgd:1e-2")
 BATCH, PARTS, PIECE = 64, 8, 20
 FRESH = 512  # walks per task of the final examination
+COLUMNS = {
+    "first variance": ("variance, first 100", ".3g"),
+    "last variance": ("variance, last 500", ".3g"),
+    "nearest": ("nearest on the way", ".2f"),
+    "distance": ("distance at the end", ".2f"),
+    "kl": ("reverse KL per walk", ".1f"),
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,9 @@ def study(settings: list[Setting], out: Path) -> Iterator[dict[str, Any]]:
             if setting.seed not in teachers:
                 teachers[setting.seed] = {name: control.teacher(t, setting.seed) for name, t in TASKS.items()}
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(train(setting, teachers[setting.seed])), encoding="utf-8")
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(train(setting, teachers[setting.seed])), encoding="utf-8")
+            partial.replace(file)  # whole or not at all
         run = json.loads(file.read_text(encoding="utf-8"))
         print(f"{setting.name}: {run['distance']:.2f} from the target, variance {run['last variance']:.3g}", flush=True)
         yield run
@@ -135,11 +144,9 @@ def summary(runs: list[dict[str, Any]]) -> str:
     lines = list[list[str]]()
     for optimizer, gamma in dict.fromkeys((run["optimizer"], run["gamma"]) for run in runs):
         mine = [run for run in runs if (run["optimizer"], run["gamma"]) == (optimizer, gamma)]
-        columns = (("first variance", ".2g"), ("last variance", ".2g"), ("distance", ".2f"), ("kl", ".1f"))
-        cells = [spread([run[name] for run in mine], form) for name, form in columns]
-        lines.append([optimizer.replace(":", " "), f"{gamma:g}", *cells])
-    names = ["variance, first 100", "variance, last 500", "distance to the target", "reverse KL per walk"]
-    return table(["optimizer", "gamma", *names], lines)
+        cells = [spread([run[name] for run in mine], form) for name, (_, form) in COLUMNS.items()]
+        lines.append([optimizer.replace(":", " "), f"{gamma:g}", str(len(mine)), *cells])
+    return table(["optimizer", "gamma", "seeds", *(title for title, _ in COLUMNS.values())], lines)
 
 
 def plot(runs: list[dict[str, Any]]) -> Figure:
@@ -153,7 +160,7 @@ def plot(runs: list[dict[str, Any]]) -> Figure:
             for axes, key in zip(grid[:, column], ("variance", "distance"), strict=True):
                 curves(axes, mine, key)
             grid[0, column].set(title=optimizer.replace(":", " "), yscale="log")
-            grid[1, column].set(xlabel="iteration")
+            grid[1, column].set(xlabel="iteration", yscale="log")
         grid[0, 0].set(ylabel="variance of the gradient")
         grid[1, 0].set(ylabel="distance to the target at the end")
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(GAMMAS))
