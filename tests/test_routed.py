@@ -11,6 +11,7 @@ from test_loop import ToyTask
 
 from opd import Run, Settings
 from opd import cast as casting
+from opd.build import build
 from opd.cli.main import main
 from opd.contract import distance, gradients, toy_groups
 from opd.dist import TableDist
@@ -26,7 +27,9 @@ from opd.sample import OneTurn
 from opd.step import gradient, prepare
 from opd.teachers.copies import EMA
 from opd.teachers.fake import FakeTeacher
+from opd.teachers.local import LocalTeacher
 from opd.teachers.mixed import Mixed
+from opd.teachers.renamed import Renamed
 from opd.teachers.routed import Routed
 
 NAMES = ("add", "sub", "add", "sub", "sub", "add")
@@ -235,3 +238,18 @@ def test_a_wrong_name_stops_the_command_before_step_1(tmp_path, capsys):
     assert main(words) == 2
     assert "'7 + 7 ='" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_only_the_teacher_that_ends_differently_is_renamed(tmp_path):
+    write_problems(tmp_path / "p.jsonl", ["same", "odd"] * 8)
+    for who in ("student", "same", "odd"):
+        models.folder(tmp_path / who)
+    file = tmp_path / "odd" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": "."}))
+    named = f"same={tmp_path / 'same'},odd={tmp_path / 'odd'}"
+    settings = Settings.of(
+        method="gkd", student=str(tmp_path / "student"), teacher=named, task=f"jsonl:{tmp_path / 'p.jsonl'}",
+        stop_token="map",
+    )  # fmt: skip
+    members = build(settings).cast["teacher"].members
+    assert isinstance(members["same"], LocalTeacher) and isinstance(members["odd"], Renamed)
