@@ -95,7 +95,7 @@ class Cell:
 
 
 SAMPLED, LOCAL = "sampled_token", "local_support"
-RATES = {SAMPLED: 1.5e-3, LOCAL: 4.5e-3}  # each the best of variants.py's
+RATES = {SAMPLED: 5e-4, LOCAL: 4.5e-3}  # each the best of variants.py's
 ABLATION = [Cell(o, p, end) for o in (SAMPLED, LOCAL) for p in (1.0, 0.9) for end in ("keep", "mask")]
 MAPPED = [Cell(o, 0.9, "map") for o in (SAMPLED, LOCAL)]
 SWEEPS = [

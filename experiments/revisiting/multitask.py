@@ -31,7 +31,7 @@ from opd.rollout import Problem, Visit
 from opd.tasks import sums
 
 OBJECTIVES: dict[str, Values] = {
-    "sampled_token": {"parameters": {"n": 1}, "lr": 1.5e-3},
+    "sampled_token": {"parameters": {"n": 1}, "lr": 5e-4},
     "local_support": {"parameters": {"n": 1, "k": 8, "updates": 1}, "lr": 4.5e-3},
 }
 TASKS = ("totals", "listing")
