@@ -78,16 +78,19 @@ def bound() -> list[str]:
 
 def others() -> list[str]:
     """The smaller benchmarks, one line each."""
-    sampling, chunks, divergence = (run("opd", f"{name}.py") for name in ("sampling", "chunks", "divergence"))
+    names = ("sampling", "chunks", "divergence", "measurements")
+    sampling, chunks, divergence, measurements = (run("opd", f"{name}.py") for name in names)
     lines = ["| writing, tokens per second | opd | transformers | ratio |", "|---|---|---|---|"]
     lines += [f"| {k} | {v['opd']:,} | {v['transformers']:,} | {v['ratio']} |" for k, v in sampling["cases"].items()]
     timed, ratio = divergence["seconds"], chunks["ratio"]
+    measuring = ", ".join(f"{name} {found['ratio']['seconds']}" for name, found in measurements["methods"].items())
     memory = ", ".join(f"{mib:,} MiB for {int(n):,} rows" for n, mib in divergence["mib_above"].items())
     return [
         *lines, "",
         f"- Chunk loop, 256 chunks against 16 of the same 16,384 rows: {ratio['median']} times (best {ratio['min']}).",
         f"- Reverse KL at V = 151,936, D = 1,024 and 2,048: {memory} above what exists before.",
         f"- The same in time: {timed['ratio']} times its matrix products.",
+        f"- The step at V = 32,000 with its measurements, against the same without: {measuring} times.",
         f"- GPU: {run('opd', 'gpu.py')}",
     ]  # fmt: skip
 

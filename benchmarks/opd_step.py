@@ -13,6 +13,9 @@ from common import STUDENT, TEACHER, Sizes, best, llama, prompts, report, reside
 
 from opd.engines.hf import HFModel
 from opd.loop import Batch, Source, Training, one_step
+from opd.measure import Kinds, Measures
+from opd.method import Method
+from opd.observe import measured
 from opd.recipes.gkd import gkd
 from opd.rollout import Problem
 from opd.teachers.local import LocalTeacher
@@ -31,23 +34,28 @@ class Words:
         return None
 
 
-def training(sizes: Sizes) -> Training:
-    """Reverse KL over the whole vocabulary on what the student writes: gkd with lam 1 and beta 1."""
+REVERSE_KL = gkd(lam=1.0, beta=1.0, mean="token_mean")  # over the whole vocabulary, on what the student writes
+
+
+def training(sizes: Sizes, method: Method = REVERSE_KL, measures: bool = True) -> Training:
+    """A run as `opd train` builds it, with the measurements that every run makes or without."""
     words = tokenizer(sizes, eos=False)
     student = HFModel(llama(sizes, STUDENT), words, "student", max_new=sizes.new)
     teacher = LocalTeacher(HFModel(llama(sizes, TEACHER), words, "teacher"))
     task = Words(prompts(sizes, sizes.batch * (sizes.steps + sizes.warmup)))
+    cast = {"student": student, "teacher": teacher}
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     return Training(
         student=student,
-        cast={"student": student, "teacher": teacher},
+        cast=cast,
         task=task,
-        method=gkd(lam=1.0, beta=1.0, mean="token_mean"),
+        method=measured(method, cast) if measures else method,
         optimizer=optimizer,
         rate=lambda step: 1e-4,
         source=Source(task.train, sizes.seed),
         steps=sizes.steps + sizes.warmup,
         batch=sizes.batch,
+        measure=Measures(Kinds(student)) if measures else lambda rows: {},
     )
 
 

@@ -11,7 +11,9 @@ from opd import cast as casting
 from opd.errors import DataError, SettingError
 from opd.loop import Source, Training
 from opd.masks import masks
+from opd.measure import Kinds, Measures
 from opd.method import Method, chain
+from opd.observe import measured
 from opd.protocols import Cast, Task, resolve_layers
 from opd.settings import Settings
 from opd.tasks import load_task
@@ -34,6 +36,7 @@ def build(settings: Settings) -> Training:
     check_task(task, student)
     check_routes(cast, task)
     check_views(method, task)
+    method = measured(method, cast)
     parameters = [{"params": list(student.parameters())}]
     own = [
         p for term in method.terms.values() if isinstance(term.loss, torch.nn.Module) for p in term.loss.parameters()
@@ -47,6 +50,7 @@ def build(settings: Settings) -> Training:
     return Training(
         student, cast, task, method, optimizer, settings.rate, Source(task.train, settings.seed),
         settings.steps, settings.batch, settings.max_grad_norm, settings.micro_tokens, settings.chunk,
+        measure=Measures(Kinds(student), method.teach[0].into if method.teach else ""),
     )  # fmt: skip
 
 

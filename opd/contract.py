@@ -16,7 +16,8 @@ from torch import Tensor
 from opd.dist import Dist
 from opd.errors import MethodError
 from opd.lab.toy import ToyModel, problems
-from opd.method import Method
+from opd.method import Method, Observe
+from opd.observe import measured
 from opd.protocols import Cast
 from opd.rollout import Array, Group, Visit
 from opd.rows import BUILT_IN, Rows
@@ -39,10 +40,11 @@ class Watched(Rows):
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Columns that the method reads and writes beside the built-in ones, and the model passes of one batch."""
+    """Columns that one batch of a run reads, writes and measures beside the built-in ones, and its model passes."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    measures: tuple[str, ...]
     passes: dict[str, int]  # "student writes", "teacher reads", "student learns", ...
 
 
@@ -62,8 +64,9 @@ def toy_groups(method: Method, cast: Cast, n: int = 6, step: int = 0) -> list[Gr
 
 def anatomy(build: Build) -> Anatomy:
     """One batch on the toy, watched."""
-    method = build()
-    cast = toy_cast(method)
+    plain = build()
+    cast = toy_cast(plain)
+    method = _unwatched(measured(plain, cast))
     check_capabilities(method, cast)
     groups = toy_groups(method, cast)
     watched, credit = list[Watched](), method.credit
@@ -73,13 +76,24 @@ def anatomy(build: Build) -> Anatomy:
         return credit(watched[0])
 
     rows, sequences = prepare(groups, replace(method, credit=watch), cast, 0)
+    seen = set[str]()
     for part in updates(rows, method.updates, seed=0):
-        gradient(cast["student"], part, sequences, method, micro_tokens=10**6)
+        seen |= gradient(cast["student"], part, sequences, method, micro_tokens=10**6).observed.keys()
     brought = {"behaviour", "untruncated", "reward"}
     writes = set(rows.columns) - {*BUILT_IN, *brought}
     names = {"write": "writes", "read": "reads", "learn": "learns"}
     passes = {f"{who} {names[kind]}": n for who, model in cast.items() for kind, n in sorted(model.calls.items())}
-    return Anatomy(tuple(sorted(watched[0].seen - {*BUILT_IN})), tuple(sorted(writes)), passes)
+    reads = watched[0].seen - {*BUILT_IN}
+    return Anatomy(tuple(sorted(reads)), tuple(sorted(writes)), tuple(sorted(seen)), passes)
+
+
+def _unwatched(method: Method) -> Method:
+    """The method whose observers leave no trace: what they read is no need of the method."""
+
+    def blind(observe: Observe) -> Observe:
+        return lambda dist, rows: observe(dist, Rows(rows.columns, rows.step))
+
+    return replace(method, observe=tuple(map(blind, method.observe)), lookup=tuple(map(blind, method.lookup)))
 
 
 def gradients(

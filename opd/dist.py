@@ -5,6 +5,7 @@ Axes: N rows, V vocabulary, K support, D width, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
@@ -22,6 +23,8 @@ class Dist(Protocol):
     def index(self, rows: Tensor | slice) -> Self: ...  # the distributions of some rows
     def to(self, device: torch.device) -> Self: ...  # the same on another device
     def tempered(self, temperature: float) -> Dist: ...
+    @property
+    def ready(self) -> bool: ...  # `chosen` is a look-up now, and no product has to be made for it
     @property
     def chosen(self) -> Tensor: ...  # [N] log-prob of the decided token
     def at(self, ids: Tensor) -> Tensor: ...  # [N] or [N, K] ids -> log-probs of the same shape
@@ -119,6 +122,18 @@ class HeadDist:
         known = None if self._logprobs is None else _pick(self._logprobs, rows)
         return replace(self, hidden=hidden, tokens=tokens, states=states, _logprobs=known)
 
+    @classmethod
+    def cat(cls, parts: Sequence[HeadDist]) -> HeadDist:
+        """Distributions of one head, one after the other."""
+        known = [part._logprobs for part in parts if part._logprobs is not None]
+        return replace(
+            parts[0],
+            hidden=torch.cat([part.hidden for part in parts]),
+            tokens=torch.cat([part.tokens for part in parts]),
+            states={layer: torch.cat([part.states[layer] for part in parts]) for layer in parts[0].states},
+            _logprobs=torch.cat(known) if len(known) == len(parts) else None,
+        )
+
     def to(self, device: torch.device) -> HeadDist:
         """A copy of the rows on another device; the head moves too, so ask for it once."""
         states = {layer: state.to(device) for layer, state in self.states.items()}
@@ -148,6 +163,10 @@ class HeadDist:
     def at(self, ids: Tensor) -> Tensor:
         ids = ids.to(self.hidden.device)
         return self.logprobs().gather(-1, ids if ids.ndim == 2 else ids[:, None]).reshape(ids.shape)
+
+    @property
+    def ready(self) -> bool:
+        return self._logprobs is not None
 
     @property
     def chosen(self) -> Tensor:
@@ -192,6 +211,10 @@ class TableDist:
 
     def at(self, ids: Tensor) -> Tensor:
         return self.table.gather(-1, ids if ids.ndim == 2 else ids[:, None]).reshape(ids.shape)
+
+    @property
+    def ready(self) -> bool:
+        return True
 
     @property
     def chosen(self) -> Tensor:
@@ -273,6 +296,10 @@ class TopDist:
             )
         known = self.known if self.known is not None else self.values[:, 0]
         return torch.where(inside, self.values.gather(1, match.int().argmax(-1)), known[:, None].expand_as(ids))
+
+    @property
+    def ready(self) -> bool:
+        return self.known is not None
 
     @property
     def chosen(self) -> Tensor:

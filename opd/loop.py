@@ -85,6 +85,7 @@ class Training:
     chunk: int = 0
     step: int = 0  # the next one to do
     failures: int = 0  # updates in a row whose gradient was not finite
+    measure: Callable[[Rows], Mapping[str, float]] = field(default=lambda rows: {})  # numbers about a finished table
     on_failure: Callable[[int, Rows], str] = field(default=lambda step, rows: "")  # saves the rows, says where
 
 
@@ -104,21 +105,26 @@ def one_step(t: Training) -> Batch:
         rows, sequences = prepare(groups, t.method, t.cast, t.step)
     fared = routes.Fared(t.cast)
     with clock("learn"):
-        done = [learn(t, part, sequences, fared) for part in updates(rows, t.method.updates, t.source.seed)]
+        done, seen = list[tuple[Outcome, float]](), dict[str, Tensor]()
+        for part in updates(rows, t.method.updates, t.source.seed):
+            done.append(learn(t, part, sequences))
+            fared.add(part, done[-1][0].each)
+            collect(seen, rows, part, done[-1][0], len(done) - 1)
+        rows = rows.plus(**seen)
+        measured = {**means(seen), **t.measure(rows)}
     for name, member in t.cast.items():
         if name != "student":
             member.follow(t.student, t.step + 1)
-    metrics = {"lr": t.rate(t.step), **summary(groups, rows, done), **fared.metrics(), **clock.seconds}
-    batch = Batch(t.step, groups, _observed(rows, [outcome for outcome, _ in done]), sequences, metrics)
+    metrics = {"lr": t.rate(t.step), **summary(groups, rows, done), **measured, **fared.metrics(), **clock.seconds}
+    batch = Batch(t.step, groups, rows, sequences, metrics)
     t.step += 1
     return batch
 
 
-def learn(t: Training, part: Rows, sequences: Sequence[Array], fared: routes.Fared) -> tuple[Outcome, float]:
+def learn(t: Training, part: Rows, sequences: Sequence[Array]) -> tuple[Outcome, float]:
     """One optimizer step on one part of the batch; a gradient that is not finite is not taken."""
     t.optimizer.zero_grad(set_to_none=True)
     outcome = gradient(t.student, part, sequences, t.method, t.micro_tokens, t.chunk)
-    fared.add(part, outcome.each)
     parameters = [p for group in t.optimizer.param_groups for p in group["params"]]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, t.max_grad_norm or float("inf")))
     if not np.isfinite(outcome.loss + norm):
@@ -182,15 +188,27 @@ def summary(groups: Sequence[Group], rows: Rows, done: Sequence[tuple[Outcome, f
         numbers |= {f"loss.{name}": float(np.mean([o.losses[name] for o in outcomes])) for name in outcomes[0].losses}
     if not np.isnan(rewards).all():
         numbers["reward"] = float(np.nanmean(rewards))
-    names = {name: None for o in outcomes for name in o.observed}  # an update without a live row observes nothing
-    means = {name: [o.observed[name].nanmean() for o in outcomes if name in o.observed] for name in names}
-    return numbers | {name: float(torch.stack(values).mean()) for name, values in means.items()}
+    return numbers
 
 
-def _observed(rows: Rows, outcomes: Sequence[Outcome]) -> Rows:
-    """The table with what was measured in passing, when one update saw every row."""
-    whole: Mapping[str, Tensor] = {k: v for k, v in outcomes[0].observed.items() if len(v) == len(rows)}
-    return rows.plus(**whole)
+def collect(seen: dict[str, Tensor], rows: Rows, part: Rows, outcome: Outcome, update: int) -> None:
+    """Puts what one update saw of its part into columns of the whole table; the first look at a row counts.
+
+    The column `update` says in which update that was.
+    """
+    where = torch.searchsorted(rows["sequence"], part["sequence"]) + part["row"]  # the table is in this order
+    number = seen.setdefault("update", torch.full_like(rows["row"], -1))
+    fresh = number[where] < 0
+    for name, values in outcome.observed.items():
+        column = seen.setdefault(name, values.new_full((len(rows),), torch.nan))
+        column[where[fresh]] = values[fresh]
+    number[where[fresh]] = update
+
+
+def means(seen: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means of what was measured in passing, over the rows where it was."""
+    measured = {name: values for name, values in seen.items() if values.is_floating_point()}
+    return {name: float(values.nanmean()) for name, values in measured.items() if not bool(values.isnan().all())}
 
 
 class Clock:

@@ -99,7 +99,8 @@ class Method:
     credit: Credit = unchanged
     terms: dict[str, Term]
     updates: Updates = Updates()
-    observe: tuple[Observe, ...] = ()
+    observe: tuple[Observe, ...] = ()  # on a bounded number of rows of every update
+    lookup: tuple[Observe, ...] = ()  # on every row, so they may only look up what a loss has made
     state: dict[str, Stateful] = field(default_factory=dict[str, Stateful])
     casting: dict[str, str] = field(default_factory=dict[str, str])  # who plays a role when the user does not say
 

@@ -1,14 +1,23 @@
-"""Measurements made in passing: no gradient, no second pass over the models, one number per row."""
+"""Measurements made in passing: no gradient, no second pass over the models, one number per row.
+
+A run attaches to every method whatever its teacher's answers allow (`measured`); what can't be measured is absent.
+
+Axes: n rows of a chunk, K support, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from opd import maths
 from opd.dist import Dist
+from opd.method import Method, Observe
+from opd.protocols import CAPABILITIES, Cast, Want
 from opd.rows import Rows
+
+K = 16  # of the supports that are compared where the method has none
 
 
 def student(dist: Dist, rows: Rows) -> dict[str, Tensor]:
@@ -18,10 +27,81 @@ def student(dist: Dist, rows: Rows) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Against:
-    """Reverse KL(student || teacher) per row in nats, and the teacher's entropy; needs whole distributions."""
+    """Reverse KL(student || teacher) per row and the teacher's entropy (nats); needs whole distributions.
+
+    Also the teacher's log-prob of the decided token, unless the table has it.
+    """
 
     teacher: str = "teacher"
 
     def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
-        ours, theirs = dist.logprobs(), rows.dist(self.teacher).logprobs()
-        return {"reverse_kl": maths.reverse_kl(ours, theirs), "teacher.entropy": maths.entropy(theirs)}
+        teacher, chosen = rows.dist(self.teacher), f"{self.teacher}.chosen"
+        ours, theirs = dist.logprobs(), teacher.logprobs()
+        found = {"reverse_kl": maths.reverse_kl(ours, theirs), f"{self.teacher}.entropy": maths.entropy(theirs)}
+        return found if chosen in rows else found | {chosen: teacher.chosen}
+
+
+@dataclass(frozen=True)
+class Supports:
+    """How far the K best tokens of both models agree, and the decided token with them (2603.25562, section 3).
+
+    support.overlap: |S_p and S_q| / K; support.mass: what the student puts on the teacher's S_q; support.outside: 1
+    where the decided token is not in S_q.
+    """
+
+    k: int = K
+    teacher: str = "teacher"
+
+    def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
+        ours, theirs = dist.top(self.k), rows.dist(self.teacher).top(self.k)
+        mass = dist.at(theirs).exp().sum(-1)
+        return {
+            "support.overlap": (ours[:, :, None] == theirs[:, None, :]).any(-1).to(mass).mean(-1),
+            "support.mass": mass,
+            "support.outside": (theirs != rows["token"][:, None]).all(-1).to(mass),
+        }
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The log-prob of the decided token, from student and teacher where a loss has made their log-probs anyway."""
+
+    teacher: str = ""
+
+    def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
+        found, chosen = {"student.chosen": dist.chosen} if dist.ready else {}, f"{self.teacher}.chosen"
+        if self.teacher and chosen not in rows and (theirs := rows.dist(self.teacher)).ready:
+            found[chosen] = theirs.chosen
+        return found
+
+
+def measured(method: Method, cast: Cast) -> Method:
+    """The method with everything that can be measured in passing against whoever its first question goes to.
+
+    Of that reader we also want what it has at hand: the decided token's log-prob beside its best tokens, and beside
+    one number or states the last hidden state, which is looked at for a few rows only.
+    """
+    if not method.teach:
+        return replace(method, observe=(*method.observe, student), lookup=(*method.lookup, Chosen()))
+    first, *others = method.teach
+    ask = replace(first, want=first.want | _at_hand(method, cast))
+    observers: list[Observe] = [student]
+    if ask.want.dist:
+        observers.append(Against(ask.into))
+    if ask.want.dist or ask.want.topk:
+        vocab = cast["student"].vocab
+        observers.append(Supports(min(method.support or K, ask.want.topk or vocab, vocab), ask.into))
+    lookup = Chosen(ask.into if ask.want.dist else "")
+    observe, look = (*method.observe, *observers), (*method.lookup, lookup)
+    return replace(method, teach=(ask, *others), observe=observe, lookup=look)
+
+
+def _at_hand(method: Method, cast: Cast) -> Want:
+    """What the first question's reader can add to its answer without another product of its head."""
+    asked, reader = method.teach[0].want, cast[method.teach[0].who]
+    can: frozenset[str] = getattr(reader, "can", frozenset(CAPABILITIES))
+    device = getattr(getattr(reader, "engine", None), "device", cast["student"].device)
+    near = device == cast["student"].device  # else its head would travel with every answer
+    stored = any(ask.want.topk for ask in method.teach)  # and would be replaced by a hidden state that needs the head
+    makes_logprobs = bool(asked.topk or asked.gather)
+    return Want(chosen=makes_logprobs and "chosen" in can, dist=not stored and near and "dist" in can)

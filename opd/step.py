@@ -18,7 +18,7 @@ from torch import Tensor
 
 from opd.dist import GradBuffer, HeadDist
 from opd.errors import MethodError
-from opd.method import Method, Term, Updates
+from opd.method import Method, Observe, Term, Updates
 from opd.protocols import Cast, Forward, Student
 from opd.rollout import Array, Group
 from opd.rows import Rows, flatten
@@ -53,6 +53,7 @@ class Outcome:
     """What one update gave: the loss per term and per row, and measurements per row (nan where none was made)."""
 
     losses: dict[str, float]
+    rows: int
     live: int
     each: Tensor  # [N] scale * loss, summed over terms, before any mean; nan where no loss was computed
     observed: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -61,6 +62,17 @@ class Outcome:
     @property
     def loss(self) -> float:
         return sum(self.losses.values())
+
+
+@dataclass
+class Held:
+    """The rows that are measured [N] bool, and their distributions with their numbers, until all can be looked at.
+
+    Measuring them together takes one product with a teacher's head instead of a thin one per chunk.
+    """
+
+    rows: Tensor
+    parts: list[tuple[HeadDist, Tensor]] = field(default_factory=list[tuple[HeadDist, Tensor]])
 
 
 def prepare(groups: Sequence[Group], method: Method, cast: Cast, step: int) -> tuple[Rows, list[Array]]:
@@ -95,13 +107,14 @@ def gradient(
     weights = {name: _weights(name, term, rows) for name, term in method.terms.items()}
     live = torch.stack(list(weights.values())).ne(0).any(0)
     each = torch.full((len(rows),), torch.nan, dtype=student.dtype, device=live.device)
-    outcome = Outcome(dict.fromkeys(weights, 0.0), int(live.sum()), each)
+    outcome = Outcome(dict.fromkeys(weights, 0.0), len(rows), int(live.sum()), each)
     accelerated = student.device.type != "cpu"
     chunk = chunk or max(CHUNK_ROWS, CHUNK_ELEMENTS[accelerated] // student.vocab)
-    observed = observed_rows(live, OBSERVED_ELEMENTS[accelerated] // student.vocab)
+    held = Held(observed_rows(live, OBSERVED_ELEMENTS[accelerated] // student.vocab))
     for batch in plan(rows, live, sequences, micro_tokens, bool(method.layers)):
-        _backward(student, batch, rows, method, weights, observed, chunk, outcome)
+        _backward(student, batch, rows, method, weights, held, chunk, outcome)
         outcome.passes += 1
+    _observe(rows, method, held, outcome)
     return outcome
 
 
@@ -162,7 +175,7 @@ def _backward(
     rows: Rows,
     method: Method,
     weights: dict[str, Tensor],
-    observed: Tensor,
+    held: Held,
     chunk: int,
     outcome: Outcome,
 ) -> None:
@@ -181,7 +194,7 @@ def _backward(
         outcome.each[batch.rows[here]] = each.to(outcome.each.dtype)
         if total.requires_grad:
             total.backward()  # pyright: ignore[reportUnknownMemberType]
-        _observe(dist, slices, method, batch.rows[here], observed, outcome)
+        _look(dist, slices, method, batch.rows[here], held, outcome)
         _collect(dist, hidden, states, here)
     roots = [forward.hidden, forward.head, *forward.states.values()]
     grads = [hidden, head and head.gradient(), *states.values()]
@@ -222,18 +235,28 @@ def _chunk_loss(
     return total, each
 
 
-def _observe(dist: HeadDist, rows: Rows, method: Method, numbers: Tensor, observed: Tensor, outcome: Outcome) -> None:
-    here = observed[numbers]
-    if not method.observe or not bool(here.any()):
-        return
+def _look(dist: HeadDist, rows: Rows, method: Method, numbers: Tensor, held: Held, outcome: Outcome) -> None:
+    """Looks up what a loss has made for every row of a chunk, and holds the rows that are to be measured."""
     with torch.no_grad():
-        seen, numbers = dist.detached(), numbers[here]
-        if len(numbers) < len(rows):
-            seen, rows = seen.index(here.nonzero().squeeze(-1)), rows.index(here)
-        for observe in method.observe:
-            for name, values in observe(seen, rows).items():
-                column = outcome.observed.setdefault(name, values.new_full((len(observed),), torch.nan))
-                column[numbers] = values
+        dist = dist.detached()
+        _note(method.lookup, dist, rows, numbers, outcome)
+        here = held.rows[numbers]
+        if method.observe and bool(here.any()):
+            held.parts.append((dist.index(here.nonzero().squeeze(-1)), numbers[here]))
+
+
+def _observe(rows: Rows, method: Method, held: Held, outcome: Outcome) -> None:
+    if held.parts:
+        numbers = torch.cat([numbers for _, numbers in held.parts])
+        with torch.no_grad():
+            dist = HeadDist.cat([dist for dist, _ in held.parts])
+            _note(method.observe, dist, rows.index(numbers), numbers, outcome)
+
+
+def _note(observers: Sequence[Observe], dist: HeadDist, rows: Rows, numbers: Tensor, outcome: Outcome) -> None:
+    for observe in observers:
+        for name, values in observe(dist, rows).items():
+            outcome.observed.setdefault(name, values.new_full((outcome.rows,), torch.nan))[numbers] = values
 
 
 def _collect(dist: HeadDist, hidden: Tensor, states: dict[int, Tensor], here: slice) -> None:

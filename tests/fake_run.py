@@ -25,17 +25,21 @@ def write_run(
     distributions: bool = True,
     finished: bool = True,
     graded: bool = True,
+    passing: bool = True,
     texts: Sequence[str] = (PROSE,),
     settings: dict[str, Any] | None = None,
 ) -> Path:
-    """`texts` become drafts beside the sums; an unfinished run stops half-way and has no summary."""
+    """`texts` become drafts beside the sums; an unfinished run stops half-way and has no summary.
+
+    Without `passing` the run wrote none of the numbers that are measured in passing.
+    """
     rng = random.Random(f"{method}{steps}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.toml").write_text(tomli_w.dumps(_settings(method, steps) | (settings or {})), encoding="utf-8")
     before, after = _exam(rng, 0.21, graded), _exam(rng, end, graded)
     teacher = _exam(rng, 0.99, graded) | {"kl": None}
     done = steps if finished else steps // 2
-    lines = [_exam_line(0, before), *(_batch_line(rng, step, steps, graded) for step in range(done))]
+    lines = [_exam_line(0, before), *(_batch_line(rng, step, steps, graded, passing) for step in range(done))]
     if finished:
         lines.append(_exam_line(steps, after))
         seconds = {"seconds.sample": 4.0, "seconds.teach": 1.5, "seconds.learn": 6.2}
@@ -102,7 +106,7 @@ def _exam_line(step: int, exam: dict[str, Any]) -> dict[str, Any]:
     return line
 
 
-def _batch_line(rng: random.Random, step: int, steps: int, graded: bool) -> dict[str, Any]:
+def _batch_line(rng: random.Random, step: int, steps: int, graded: bool, passing: bool) -> dict[str, Any]:
     left = math.exp(-3 * step / steps)
     return {
         "step": step,
@@ -117,9 +121,28 @@ def _batch_line(rng: random.Random, step: int, steps: int, graded: bool) -> dict
         "student.entropy": 0.7 * left,
         "teacher.entropy": 0.05 * rng.random() if step else math.nan,  # json.dumps writes it, JSON.parse refuses it
         "own.measure": rng.random(),
+        **(_inside(rng, left) if passing else {}),
         "seconds.sample": 0.07,
         "seconds.teach": 0.02,
         "seconds.learn": 0.1,
+    }
+
+
+def _inside(rng: random.Random, left: float) -> dict[str, Any]:
+    """What is measured in passing: the log-ratio falls along the answer, and special tokens are far below."""
+    return {
+        **{f"ratio.at.{2**b}": -0.3 * left * (b + 1) for b in range(4)},
+        **{f"ratio.on.{kind}": -left * size for kind, size in (("digits", 1.0), ("special", 6.0), ("words", -0.2))},
+        "kinds.digits": 0.6,
+        "length.max": 15.0,
+        "loops": 0.0,
+        "student.chosen": -0.5 * left,
+        "teacher.chosen": -2 * left,
+        "ratio": -1.5 * left,
+        "support.overlap": 1 - 0.5 * left,
+        "advantage.top1": 0.1 * rng.random(),
+        "engine.gap": 5e-7,
+        "engine.gap.max": 1.1e-5,
     }
 
 

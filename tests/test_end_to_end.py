@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from opd.cli.main import main
+from opd.metrics import about
 from opd.record import read_metrics
 
 WORDS = 151_669  # entries of Qwen3's tokenizer; its models pad them to 151,936, larger Qwen2.5 ones to 152,064
@@ -24,6 +25,9 @@ def test_local_support_on_a_generator_with_the_shipped_models(tmp_path):
     small = ["--steps", "3", "--batch", "3", "--n", "2", "--max-new", "12", "--eval-problems", "4", "--lr", "1e-3"]
     assert main([*words, *small]) == 0
     assert len(losses(out)) == 3
+    for line in read_metrics(out):
+        assert [name for name in line if name != "step" and about(name) is None] == []
+        assert "loss" not in line or line["engine.gap.max"] < 1e-3
     summary = json.loads((out / "summary.json").read_text())
     assert summary["student_after"]["problems"] == 4
     assert AutoModelForCausalLM.from_pretrained(out / "model").num_parameters() > 0

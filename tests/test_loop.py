@@ -12,7 +12,9 @@ from opd.lab.toy import problems
 from opd.loop import Source, Training, one_step, train
 from opd.losses import CrossEntropy
 from opd.means import token_mean
+from opd.measure import Kinds, Measures
 from opd.method import Method, Term, Updates
+from opd.observe import measured
 from opd.recipes import load
 from opd.sample import OneTurn
 
@@ -29,11 +31,13 @@ class ToyTask:
 
 def training(method, steps=4, **options):
     cast = toy_cast(method)
+    method = measured(method, cast)
     optimizer = torch.optim.AdamW(cast["student"].parameters(), lr=1e-2)
     task = ToyTask()
     return Training(
-        cast["student"], cast, task, method, optimizer, lambda step: 1e-2, Source(task.train, 3), steps, 4, **options
-    )
+        cast["student"], cast, task, method, optimizer, lambda step: 1e-2, Source(task.train, 3), steps, 4,
+        measure=Measures(Kinds(cast["student"])), **options,
+    )  # fmt: skip
 
 
 def test_every_problem_once_per_epoch_in_another_order():
@@ -105,6 +109,20 @@ def test_a_finite_update_forgives():
     t.failures = 2
     one_step(t)
     assert t.failures == 0
+
+
+def test_what_the_updates_of_a_batch_saw_is_put_together():
+    """Two updates see half of the groups each; the second look of a later epoch does not count."""
+    t = training(replace(load("local_support")(k=3), updates=Updates(epochs=2, parts=2)))
+    batch = one_step(t)
+    groups = {u: {int(g) for g in batch.rows["group"][batch.rows["update"] == u]} for u in (0, 1)}
+    assert [len(g) for g in groups.values()] == [2, 2] and not groups[0] & groups[1]
+    assert set(batch.rows["update"].tolist()) == {0, 1}
+    assert not bool(batch.rows["student.chosen"].isnan().any())
+    gap = (batch.rows["student.chosen"] - batch.rows["untruncated"]).abs()
+    first = batch.rows["update"] == 0
+    assert float(gap[first].max()) < 1e-12 < float(gap[~first].min())
+    assert batch.metrics["engine.gap.max"] == pytest.approx(float(gap[first].max()), abs=1e-15)
 
 
 def test_each_update_of_a_batch_is_a_step():

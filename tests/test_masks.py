@@ -5,6 +5,7 @@ import json
 import models
 import numpy as np
 import pytest
+import tomli_w
 import torch
 
 from opd import maths
@@ -17,8 +18,10 @@ from opd.losses import OnSupport, PolicyGradient
 from opd.masks import token_id
 from opd.means import token_mean
 from opd.protocols import Want
+from opd.record import resolved
 from opd.rollout import Problem, Rollout, Sampling
 from opd.rows import Rows
+from opd.run import Run
 from opd.settings import Settings
 from opd.teachers.fake import FakeTeacher
 from opd.teachers.local import LocalTeacher
@@ -152,6 +155,13 @@ def test_a_run_counts_what_it_masks(place):
     assert metrics["empty"] == 0
 
 
+def test_masks_are_written_down_and_read_again(place, tmp_path):
+    chosen = settings(place, mask=(7, "."), mask_which="all", stop_token="mask", skip_first=1)
+    (tmp_path / "run.toml").write_text(tomli_w.dumps(resolved(chosen)))
+    again = Settings.read(tmp_path / "run.toml")
+    assert (again.mask, again.mask_which, again.stop_token, again.skip_first) == ((7, "."), "all", "mask", 1)
+
+
 def test_without_masks_nothing_is_counted(place):
     batch = one_step(build(settings(place)))
     assert bool(batch.rows["keep"].all()) and not [name for name in batch.metrics if name.startswith("masked.")]
@@ -273,3 +283,10 @@ def test_a_run_with_a_mapped_end_of_text(place):
     sft = build(settings(place, "dotted", method="sft", stop_token="map", max_new=40))
     ends = [r.tokens[-1] for g in one_step(sft).groups for r in g.rollouts if r.end == "stop"]
     assert set(ends) <= {STOP}
+
+
+def test_a_mapped_teacher_is_examined_and_marks_drafts(place, tmp_path):
+    chosen = settings(place, "dotted", method="local_support", stop_token="map", out=str(tmp_path / "run"))
+    small = {"steps": 1, "eval_problems": 3, "drafts": 2, "parameters": {"k": 4, "n": 2, "source": "student"}}
+    summary = Run.new(Settings.of(**chosen.model_dump() | small)).train()
+    assert np.isfinite(summary["student_after"]["kl"]["per_token"]) and summary["teacher"]

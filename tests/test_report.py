@@ -12,7 +12,8 @@ import pytest
 from fake_run import HOSTILE, write_run
 
 from opd.errors import SettingError
-from opd.report import embedded, figures, marks, reading, result, write
+from opd.metrics import sentence
+from opd.report import embedded, figures, inside, marks, reading, result, write
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
@@ -178,6 +179,20 @@ def test_every_figure_is_drawn(opened):
 
 
 @needs_browser
+def test_inside_the_run_every_figure_is_drawn_and_explained(opened):
+    boxes = find(opened, "#inside [data-figures] figure")
+    assert len(boxes) == 5, "no curve for loops, which never were"
+    assert {len(box.find_elements("css selector", "canvas")) for box in boxes} == {1}
+    assert all(box.find_element("css selector", ".about").text.endswith(".") for box in boxes)
+    place, kinds = find(opened, "#inside .means")
+    labels = [cell.text for cell in place.find_elements("css selector", "tbody th")]
+    assert labels == ["token 1", "2 to 3", "4 to 7", "8 to 15"]
+    widths = [bar.size["width"] for bar in place.find_elements("css selector", "i.start")]
+    assert widths == sorted(widths) and widths[0] > 0
+    assert kinds.find_element("css selector", "tbody th").text == "digits 60.0%"
+
+
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_window_does_not_scroll_sideways(opened, scheme):
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -211,6 +226,24 @@ def test_missing_parts_are_no_errors(browser, tmp_path, missing):
 
 
 # ---- without one
+
+
+def test_means_by_place_and_kind_at_both_ends_of_a_run(tmp_path):
+    place, kinds = inside.bars(reading.read(write_run(tmp_path)))
+    assert (place.first, place.last) == ("first 6 steps", "last 6 steps")
+    assert [bar.label for bar in kinds.bars] == ["digits", "words", "special"]
+    digits, words, special = kinds.bars
+    assert special.first == pytest.approx(6 * digits.first) and special.first < special.last < 0
+    (low, high), _ = special.spans
+    assert (low, high) == (0.0, pytest.approx(kinds.zero)), "what is negative ends at zero"
+    assert words.spans[0] == (pytest.approx(kinds.zero), 1.0)
+    assert place.about == sentence("ratio.at.*")
+
+
+def test_a_run_that_measured_nothing_in_passing_has_no_such_part(tmp_path):
+    run = write_run(tmp_path, passing=False)
+    assert inside.bars(reading.read(run)) == [] and inside.curves(reading.read(run)) == []
+    assert 'id="inside"' not in write(run).read_text(encoding="utf-8")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -83,6 +83,7 @@ def anatomy(name: str, parameters: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("read", ", ".join(seen.reads) or "none beside the built-in ones"),
         ("written", ", ".join(seen.writes) or "none"),
+        ("measured", ", ".join(seen.measures)),
         *((who, f"{n} {'time' if n == 1 else 'times'}") for who, n in seen.passes.items()),
     ]
 

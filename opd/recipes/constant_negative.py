@@ -18,7 +18,6 @@ from opd.credit import ConstantNegative
 from opd.losses import PolicyGradient
 from opd.means import named
 from opd.method import Method, Term
-from opd.observe import student
 from opd.rollout import Sampling
 from opd.sample import OneTurn
 
@@ -44,5 +43,4 @@ def constant_negative(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
         credit=ConstantNegative(threshold, size),
         terms={"advantage": Term(PolicyGradient(), named(mean))},
-        observe=(student,),
     )

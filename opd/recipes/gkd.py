@@ -20,7 +20,6 @@ from opd.errors import require
 from opd.losses import Everywhere
 from opd.means import named
 from opd.method import Ask, Method, Term
-from opd.observe import Against, student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import Coin, OneTurn, Traces
@@ -51,6 +50,5 @@ def gkd(
         sample=Coin(lam, OneTurn(n, Sampling(temperature=temperature, top_p=top_p)), traces),
         teach=(Ask("teacher", "teacher", Want(dist=True)),),
         terms={"match": Term(Everywhere(partial(maths.jsd, beta=beta, scale=scale)), named(mean))},
-        observe=(student, Against()),
         state={"traces": traces},
     )

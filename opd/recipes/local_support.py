@@ -4,7 +4,7 @@ Paper: "Revisiting On-Policy Distillation", Fu, Huang et al., arXiv 2603.25562 (
 
 Equation: L = mean_n sum_{v in S_n} p(v) log(p(v) / q(v)),  S_n = top-K of q,  p and q renormalised on S_n
 
-The five supports of the paper, its Table of variants (1, the default, is LSM):
+The five supports that the paper compares; the first is LSM:
 
     1  teacher top-K, renormalised                   (the defaults)
     2  student top-K + sampled token, renormalised   --source student --sampled
@@ -32,7 +32,6 @@ from opd.errors import require
 from opd.losses import OnSupport, SampledTail
 from opd.means import named
 from opd.method import Ask, Method, Term, Updates
-from opd.observe import student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
@@ -66,7 +65,7 @@ def local_support(
     tail = outside in ("sampled_tail", "published_sampled_tail")
     what = f"a tail read off the sampled token (outside={outside})"
     require(not (tail and sampled), what, got="sampled=true", expected="sampled=false: it stands outside the support")
-    require(tail or not cap, "cap", got=f"cap={cap} with outside={outside}", expected="it only for a sampled tail")
+    require(tail or not cap, "cap", got=f"cap={cap} with outside={outside}", expected="one only for a sampled tail")
     if outside == "sampled_tail" or outside == "published_sampled_tail":
         loss = SampledTail(k, source, published=outside == "published_sampled_tail", cap=cap)
     else:
@@ -77,5 +76,5 @@ def local_support(
         teach=(Ask("teacher", "teacher", want),),
         terms={"match": Term(loss, named(mean))},
         updates=Updates(parts=updates),
-        observe=(student, loss.cut) if isinstance(loss, SampledTail) and cap else (student,),
+        observe=(loss.cut,) if isinstance(loss, SampledTail) and cap else (),
     )

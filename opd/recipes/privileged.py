@@ -21,7 +21,6 @@ from opd.errors import one_of
 from opd.losses import Everywhere
 from opd.means import named
 from opd.method import Ask, Method, Term
-from opd.observe import Against, student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
@@ -53,6 +52,5 @@ def privileged(
         teach=(Ask("teacher", "teacher", Want(dist=True), view=Privileged(template("privileged"))),),
         credit=SkipFirst(skip),
         terms={"match": Term(Everywhere(DIVERGENCES[divergence]), named(mean))},
-        observe=(student, Against()),
         casting={"teacher": "self:frozen"},
     )

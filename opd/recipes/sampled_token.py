@@ -15,7 +15,6 @@ from opd.credit import LogRatio, ReturnToGo
 from opd.losses import PolicyGradient
 from opd.means import named
 from opd.method import Ask, Method, Term, chain
-from opd.observe import student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
@@ -45,5 +44,4 @@ def sampled_token(
         teach=(Ask("teacher", "teacher", Want(chosen=True)),),
         credit=chain(LogRatio(), ReturnToGo(gamma, unit)),
         terms={"advantage": Term(PolicyGradient(clip, old="untruncated" if clip else "behaviour"), named(mean))},
-        observe=(student,),
     )

@@ -7,8 +7,8 @@ Equation: L = - mean_y sum_n A_n pi(y_n) / mu(y_n),  A_n = sum_{m>=n} (log q(y_m
 `sampled_token` with gamma 1 and a sum over each answer. Its mean gradient is exactly that of the reverse KL between the
 two distributions over whole answers (cut at the length limit): unbiased when the answers are drawn from the student
 itself, temperature 1 and top-p 1, for one update. Otherwise pi/mu corrects the token alone, neither the path to it nor
-what follows. The variance grows with the cube of the length in the typical case; the token level, gamma 0, drops the
-coupling to the future and grows like the length.
+what follows. For independent tokens the variance grows with the cube of the length; at the token level, gamma 0, which
+drops the coupling to the future, like the length.
 
 Differs: no baseline and no clipping, as in the paper's analysis; an answer that was masked in part loses those tokens
 from its returns, too, and is then no longer unbiased.
@@ -18,7 +18,6 @@ from opd.credit import LogRatio, ReturnToGo
 from opd.losses import PolicyGradient
 from opd.means import named
 from opd.method import Ask, Method, Term, chain
-from opd.observe import student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
@@ -36,5 +35,4 @@ def sequence_kl(*, n: int = 4, temperature: float = 1.0, top_p: float = 1.0, mea
         teach=(Ask("teacher", "teacher", Want(chosen=True)),),
         credit=chain(LogRatio(), ReturnToGo(1.0)),
         terms={"advantage": Term(PolicyGradient(), named(mean))},
-        observe=(student,),
     )

@@ -5,8 +5,8 @@ Paper: a control of ours for the baseline of arXiv 2603.25562.
 Equation: L = - mean_n A_s(n) pi(y_n) / mu(y_n),  A_n = log q(y_n) - log pi_old(y_n),  s a permutation of the batch
 
 Every batch has the same numbers as under sampled_token, with their signs and sizes, but s, drawn anew at each step,
-deals them out by chance among the rows that are kept. What is left is the mean advantage on every token, whose
-expected gradient is zero, and noise: whatever this gains is not owed to what the teacher said where.
+deals them out by chance among the rows that are kept. What is left is the batch's mean advantage on every token, whose
+expected gradient vanishes in a large batch, and noise: whatever this gains is not owed to what the teacher said where.
 
 Differs from sampled_token: no discount and no clipping, which would only rescale what is shuffled.
 """
@@ -15,7 +15,6 @@ from opd.credit import LogRatio, Shuffled
 from opd.losses import PolicyGradient
 from opd.means import named
 from opd.method import Ask, Method, Term, chain
-from opd.observe import student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
@@ -33,5 +32,4 @@ def shuffled(*, n: int = 4, temperature: float = 1.0, top_p: float = 1.0, mean: 
         teach=(Ask("teacher", "teacher", Want(chosen=True)),),
         credit=chain(LogRatio(), Shuffled()),
         terms={"advantage": Term(PolicyGradient(), named(mean))},
-        observe=(student,),
     )

@@ -4,6 +4,7 @@
     result     before, after, baselines, teacher, and what may be concluded
     marks      what the student wrote, marked by the teacher
     figures    curves, and where the time went
+    inside     what was measured in passing, with what is healthy
     choices    settings as resolved
     page.html  style.css  curves.js  drafts.js  vendor/uplot
 
@@ -27,7 +28,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from opd.checkpoint import write_text
-from opd.report import choices, figures, marks, result
+from opd.report import choices, figures, inside, marks, result
 from opd.report.reading import Folder, labelled, read
 
 SCRIPTS = ("vendor/uplot/uPlot.iife.min.js", "curves.js", "drafts.js")
@@ -49,6 +50,7 @@ def render(run: Folder, others: Sequence[Folder] = ()) -> str:
         "exams": figures.examinations(run, others),
         "batches": figures.training(run),
         "further": figures.further(run),
+        "inside": inside.curves(run),
     }
     script = "\n".join(_resource(name) for name in SCRIPTS)
     html = _environment().from_string(_resource("page.html"))
@@ -60,6 +62,7 @@ def render(run: Folder, others: Sequence[Folder] = ()) -> str:
         unlike=result.unlike(run, others),
         marks=drawn,
         curves=curves,
+        bars=inside.bars(run),
         times=figures.times([run, *others]),
         choices=choices.choices(run),
         notes=_notes(run.notes),

@@ -84,7 +84,7 @@
       cursor: { sync: { key: "steps", scales: ["x", null] }, drag: { x: true, y: false }, points: { size: 7 } },
       axes: [
         { ...axis, grid: { show: false }, size: 26, space: 60, border: { show: true, stroke: grid.stroke, width: 1 } },
-        { ...axis, scale: "y", grid, size: 46, space: 36, gap: 6, values: (plot, ticks) => ticks.map(figure.unit === "share" ? share : (tick) => String(+tick.toPrecision(6))) },
+        { ...axis, scale: "y", grid, size: 46, space: 36, gap: 6, values: (plot, ticks) => ticks.map(figure.unit === "share" ? share : (tick) => (tick && Math.abs(tick) < 1e-3 ? (+tick.toPrecision(3)).toExponential() : String(+tick.toPrecision(6)))) },
       ],
       hooks: { setCursor: [show], ready: [show] },
     }, data];

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
+from opd.metrics import sentence
 from opd.report.reading import Folder, Table
 from opd.report.result import KINDS, from_json, seconds
 
@@ -20,7 +21,9 @@ MOST = 600  # points of a line; a longer run is drawn as means over equal pieces
 WINDOWS = 40  # running means cover one of so many parts of a run
 PHASES = ("sample", "teach", "learn")
 
-CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (  # title, unit, (metric, label)
+Curves = tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]  # title, unit, (metric, label)
+
+CURVES: Curves = (
     ("Loss", "", (("loss", "loss"),)),
     ("Reverse KL in the batch", "nats per token", (("reverse_kl", "reverse KL"),)),
     ("Entropy", "nats per token", (("student.entropy", "student"), ("teacher.entropy", "teacher"))),
@@ -30,8 +33,23 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (  # title, u
     ("Gradient norm", "before the cut", (("grad_norm", "gradient norm"),)),
     ("Learning rate", "", (("lr", "learning rate"),)),
 )
+INSIDE: Curves = (
+    ("Log-prob of what was written", "nats", (("student.chosen", "student"), ("teacher.chosen", "teacher"))),
+    ("Teacher against student", "mean log-ratio, nats", (("ratio", "log-ratio"),)),
+    ("Overlap of the best tokens", "share", (("support.overlap", "overlap"),)),
+    ("Student on the teacher's best tokens", "share", (("support.mass", "mass"),)),
+    ("Written outside the teacher's best tokens", "share", (("support.outside", "outside"),)),
+    ("Negative advantage", "share", (("advantage.negative", "negative"),)),
+    ("Advantage of the greatest", "share", (("advantage.top1", "1% of tokens"), ("advantage.top10", "10%"))),
+    ("In a loop", "share", (("loops", "tokens"),)),
+    ("Teacher and loops", "log-prob, nats", (("loops.teacher.inside", "inside"), ("loops.teacher.outside", "outside"))),
+    ("Teacher's order of answers and the reward", "rank correlation", (("reward.rank", "Spearman"),)),
+    ("Writing against learning", "nats", (("engine.gap", "mean gap"), ("engine.gap.max", "largest"))),
+)
 EXACT = {"lr"}  # not measured, so not smoothed
-ELSEWHERE = {"step", "tokens", *(f"seconds.{phase}" for phase in PHASES)}
+RARE = {"truncated", "loops"}  # need no curve while they are 0
+ELSEWHERE = {"step", "tokens", "length.max", *(f"seconds.{phase}" for phase in PHASES)}
+FAMILIES = ("ratio.at.", "ratio.on.", "kinds.")  # drawn as bars
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,7 @@ class Figure:
     x: list[float]
     lines: list[Line]
     spoken: str  # the figure in one sentence, for whoever can't see it
+    about: str = ""  # what it is and what is healthy, to be read under it
 
     def to_json(self) -> Table:
         return asdict(self)
@@ -107,19 +126,21 @@ def training(run: Folder) -> list[Figure]:
     """What every step measured, in the order that people look for."""
     figures = list[Figure | None]()
     for title, unit, metrics in CURVES:
-        figures.append(_curve(run, title, unit, [pair for pair in metrics if _is_worth(run, pair[0])]))
+        figures.append(curve(run, title, unit, [pair for pair in metrics if is_worth(run, pair[0])]))
     return [figure for figure in figures if figure]
 
 
 def further(run: Folder) -> list[Figure]:
     """Whatever else a method measured, under its own name; what never changes is left out."""
-    known = ELSEWHERE | {name for _, _, metrics in CURVES for name, _ in metrics}
+    known = ELSEWHERE | {name for _, _, metrics in CURVES + INSIDE for name, _ in metrics}
     names = dict.fromkeys(name for line in run.batches for name in line if name not in known)
-    figures = [_curve(run, name, "", [(name, name)]) for name in names if _varies(run, name)]
+    own = [name for name in names if not name.startswith(FAMILIES) and _varies(run, name)]
+    figures = [curve(run, name, "", [(name, name)], sentence(name)) for name in own]
     return [figure for figure in figures if figure]
 
 
-def _curve(run: Folder, title: str, unit: str, metrics: Sequence[tuple[str, str]]) -> Figure | None:
+def curve(run: Folder, title: str, unit: str, metrics: Sequence[tuple[str, str]], about: str = "") -> Figure | None:
+    """Some metrics over the steps, in one figure."""
     if not metrics or not run.batches:
         return None
     x = _means([float(line["step"] + 1) for line in run.batches])
@@ -130,17 +151,17 @@ def _curve(run: Folder, title: str, unit: str, metrics: Sequence[tuple[str, str]
         lines.append(Line(label, "second" if number else "run", _smooth(raw, width) if width > 1 else raw))
         if width > 1 and len(metrics) == 1:
             lines.append(Line("each step", "raw", raw))
-    return Figure(title, unit, [value or 0.0 for value in x], lines, spoken(title, x, lines[0].y))
+    return Figure(title, unit, [value or 0.0 for value in x], lines, spoken(title, x, lines[0].y), about)
 
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _is_worth(run: Folder, name: str) -> bool:
+def is_worth(run: Folder, name: str) -> bool:
     """Measured at all; that no answer was ever cut off needs no curve."""
     values = {_number(line.get(name)) for line in run.batches} - {None}
-    return bool(values) and (name != "truncated" or values != {0.0})
+    return bool(values) and (name not in RARE or values != {0.0})
 
 
 def _varies(run: Folder, name: str) -> bool:

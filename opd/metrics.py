@@ -1,0 +1,172 @@
+"""What every number of a run means and what is healthy, one sentence each: the page and the docs take theirs here.
+
+python -m opd.metrics > docs/metrics.md
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+INTRODUCTION = """# What a run measures
+
+One line of `metrics.jsonl` per step. Nothing here costs a second pass over a model, and what cannot be measured is
+absent, never zero: a teacher that gives one number per token leaves out its entropy, the supports and the reverse KL.
+Logs are natural. What needs whole distributions is a mean over some hundred rows of every update, everything else a
+mean over all rows. Written by `python -m opd.metrics`."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number in metrics.jsonl. A name that ends in * stands for all that begin so."""
+
+    unit: str
+    meaning: str
+    healthy: str = ""
+
+
+GROUPS: dict[str, dict[str, Metric]] = {
+    "The step": {
+        "loss": Metric(
+            "", "the sum of all terms, mean over the optimizer steps of the batch, on every method's own scale"
+        ),
+        "loss.*": Metric("", "one term of the loss", "terms of like size are both heard."),
+        "grad_norm": Metric("", "the gradient's norm before it is cut", "steady or slowly falling; spikes want a cut."),
+        "lr": Metric("", "the learning rate"),
+        "refused": Metric("updates", "updates that were not taken because loss or gradient is not finite", "0."),
+        "kept": Metric("share", "rows that are learned from", "1, unless the method leaves some out."),
+        "masked.*": Metric("tokens", "rows of the batch that a mask of the run took out, by the kind of mask"),
+        "empty": Metric("updates", "updates without a row to learn from", "0; else masks or views leave nothing."),
+        "tail.cut": Metric("share", "tokens outside the support whose weight p(y)/mu(y) was cut to the cap", "near 0."),
+        "seconds.*": Metric("s", "wall time: writing, reading, learning with all measurements"),
+    },
+    "Answers": {
+        "tokens": Metric("tokens", "tokens decided in the batch"),
+        "length": Metric("tokens", "mean length of an answer", "near the teacher's; a steady rise ends in loops."),
+        "length.max": Metric("tokens", "the longest answer", "below the limit."),
+        "truncated": Metric("share", "answers that the limit cut off", "near 0; a cut answer has no end to learn."),
+        "reward": Metric("", "mean grade of the answers that could be graded", "rising; flat at 0 tells nothing."),
+        "loops": Metric(
+            "share",
+            "tokens in a stretch that repeats itself: a period of at most 128 tokens, three times and eight tokens long"
+            " at least",
+            "near 0; rising means that the student has found something to say for ever.",
+        ),
+        "loops.teacher.inside": Metric(
+            "nats",
+            "the teacher's mean log-prob inside such loops",
+            "below the one outside; above it the teacher agrees with the loop and no longer speaks against it.",
+        ),
+        "loops.teacher.outside": Metric("nats", "the teacher's mean log-prob outside loops"),
+        "loops.student.inside": Metric("nats", "the student's mean log-prob inside loops"),
+        "loops.student.outside": Metric("nats", "the student's mean log-prob outside loops"),
+    },
+    "Student and teacher": {
+        "student.chosen": Metric(
+            "nats",
+            "the student's mean log-prob of the decided token, when it learns from it",
+            "the teacher's comes to meet it; what lies between them is left to learn.",
+        ),
+        "teacher.chosen": Metric("nats", "the teacher's mean log-prob of the decided token", "rising."),
+        "student.entropy": Metric("nats", "the student's mean entropy", "falls towards the teacher's, not to 0."),
+        "teacher.entropy": Metric(
+            "nats",
+            "the teacher's mean entropy on the student's text",
+            "steady or falling; rising means that it is lost in what it reads.",
+        ),
+        "reverse_kl": Metric(
+            "nats", "KL(student || teacher) per token, whole vocabulary, on the batch", "falling towards 0."
+        ),
+        "support.overlap": Metric("share", "what the K best tokens of student and teacher have in common", "rising."),
+        "support.mass": Metric(
+            "share",
+            "what the student puts on the teacher's K best tokens",
+            "rising towards 1; a support that the student leaves teaches it little.",
+        ),
+        "support.outside": Metric(
+            "share",
+            "decided tokens that are not among the teacher's K best",
+            "few and falling: a loss on the teacher's top K says nothing about such a token itself.",
+        ),
+    },
+    "The signal": {
+        "ratio": Metric(
+            "nats",
+            "mean of log q - log pi on the decided token, teacher against student: minus an estimate of the reverse KL",
+            "below 0 and rising towards it.",
+        ),
+        "ratio.at.*": Metric(
+            "nats",
+            "the mean log-ratio by place in the answer (ratio.at.4: tokens 4 to 7)",
+            "alike everywhere; far lower towards the end means a teacher that no longer follows the text.",
+        ),
+        "ratio.on.*": Metric(
+            "nats",
+            "the mean log-ratio by kind of token: digits, words, punctuation, space, special",
+            "alike; special far below the rest means that the two models write special tokens differently.",
+        ),
+        "kinds.*": Metric("share", "tokens of that kind; a mean over few of them says little"),
+        "advantage.negative": Metric(
+            "share",
+            "tokens that are learned from with a negative advantage (without one: a negative log-ratio)",
+            "far from 1; near it the student is only told what not to write.",
+        ),
+        "advantage.top1": Metric(
+            "share",
+            "what 1 % of the tokens carry of all absolute advantage",
+            "even would be 0.01; the nearer to 1, the fewer tokens steer the run.",
+        ),
+        "advantage.top10": Metric(
+            "share", "what 10 % of the tokens carry of all absolute advantage", "even would be 0.1; see advantage.top1."
+        ),
+        "reward.rank": Metric(
+            "",
+            "Spearman's correlation of the teacher's mean log-prob of an answer with its reward, over the batch",
+            "above 0; at 0 or below the teacher prefers answers that are not better.",
+        ),
+    },
+    "Engines": {
+        "engine.gap": Metric(
+            "nats",
+            "|log-prob when learning - log-prob when writing| of the student's tokens, before the batch's first step",
+            "0 up to rounding; more means that the model that writes is not the one that learns.",
+        ),
+        "engine.gap.max": Metric("nats", "the largest of them", "about 0.00001 in float32."),
+    },
+    "Examinations, on held-out problems": {
+        "eval.greedy*": Metric("", "accuracy of greedy answers with its 95 % interval, length and share cut off"),
+        "eval.sampled*": Metric("", "the same of sampled answers"),
+        "eval.reverse_kl": Metric("nats", "KL(student || teacher) per token on fresh samples", "falling."),
+        "eval.reverse_kl.error": Metric("nats", "its standard error over problems"),
+    },
+}
+METRICS = {name: metric for group in GROUPS.values() for name, metric in group.items()}
+
+
+def about(name: str) -> Metric | None:
+    """What is known of a metric, of its own or of its family."""
+    families = [known for known in METRICS if known.endswith("*") and name.startswith(known[:-1])]
+    return METRICS.get(name) or (METRICS[max(families, key=len)] if families else None)
+
+
+def sentence(name: str) -> str:
+    """Meaning and what is healthy, to be read under a figure."""
+    metric = about(name)
+    if metric is None:
+        return ""
+    return f"{metric.meaning[0].upper()}{metric.meaning[1:]}." + (
+        f" Healthy: {metric.healthy}" if metric.healthy else ""
+    )
+
+
+def document() -> str:
+    """docs/metrics.md."""
+    parts = [INTRODUCTION]
+    for title, metrics in GROUPS.items():
+        parts += ["", f"## {title}", "", "| name | unit | what it is | healthy |", "|---|---|---|---|"]
+        cells = [(f"`{name}`", m.unit, m.meaning.replace("|", "\\|"), m.healthy) for name, m in metrics.items()]
+        parts += [f"| {' | '.join(row)} |".replace("  ", " ") for row in cells]
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")
