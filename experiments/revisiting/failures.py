@@ -176,16 +176,16 @@ def plot(runs: dict[Cell, list[Values]]) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/failures"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--sweep-seeds", type=int, nargs="+", default=[0], help="of the sweeps of K and top-p")
     parser.add_argument("--steps", type=int, default=50)
     given = parser.parse_args()
     torch.set_num_threads(1)
     pair = odd_pair(given.out / "models")
     uneven, kinds = imbalance(given.seeds), by_kind(pair, given.seeds)
-    runs: dict[Cell, list[Values]] = {cell: [] for cell in (*ABLATION, *MAPPED, *SWEEPS)}
-    for seed in given.seeds:  # outermost, so that a command that was stopped has whole tables of fewer seeds
-        for cell, found in runs.items():
-            found.append(run(cell, seed, given.steps, pair, given.out))
+    runs: dict[Cell, list[Values]] = {}
+    for cells, seeds in (((*ABLATION, *MAPPED), given.seeds), (SWEEPS, given.sweep_seeds)):
+        runs |= {cell: [run(cell, seed, given.steps, pair, given.out) for seed in seeds] for cell in cells}
     raw = {"imbalance": uneven, "kinds": kinds, "runs": [one for found in runs.values() for one in found]}
     keep(given.out, "failures", text(uneven, kinds, runs), raw, plot(runs))
 

@@ -142,12 +142,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/multitask"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=50, help="per task")
+    parser.add_argument("--steps", type=int, default=40, help="per task")
     given = parser.parse_args()
     torch.set_num_threads(1)
     models = {
         "student": made(given.out / "models" / "beginner", "embedded:student", beginner, 60, 2e-3),
-        "lister": made(given.out / "models" / "lister", "embedded:teacher", lister, 150, 2e-3),
+        "lister": made(given.out / "models" / "lister", "embedded:teacher", lister, 80, 2e-3),
     }
     runs = [
         run(o, arm, seed, given.steps, models, given.out) for seed in given.seeds for o in OBJECTIVES for arm in ARMS

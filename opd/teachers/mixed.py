@@ -51,6 +51,10 @@ class Mixed:
         return replace(self, parts=tuple(part.tempered(temperature) for part in self.parts))
 
     @property
+    def ready(self) -> bool:
+        return all(part.ready for part in self.parts)
+
+    @property
     def chosen(self) -> Tensor:
         return self._asked(lambda part: part.chosen)
 
