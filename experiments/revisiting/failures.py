@@ -137,21 +137,21 @@ def loops(text: str) -> bool:
 # ---- what comes out
 
 
-def ablation(runs: dict[Cell, list[Values]]) -> str:
-    lines: list[list[str]] = []
+def ablation(start: list[Values], runs: dict[Cell, list[Values]]) -> str:
+    numbers = lambda found: [spread([one[key] for one in found], form) for key, form in COLUMNS]
+    lines = [["before", "", "", "", "", *numbers(start)]]
     for cell, found in runs.items():
         k, outside = (cell.k, cell.outside) if cell.objective == LOCAL else ("", "")
-        numbers = [spread([one[key] for one in found], form) for key, form in COLUMNS]
-        lines.append([cell.objective, f"{cell.top_p:g}", cell.end, str(k), outside, *numbers])
+        lines.append([cell.objective, f"{cell.top_p:g}", cell.end, str(k), outside, *numbers(found)])
     names = ["greedy %", "sampled %", "looping %", "cut off %", "reverse KL to the sound teacher"]
     return table(["objective", "top-p", "its end of text", "K", "outside", *names], lines)
 
 
-def text(uneven: Values, kinds: list[list[str]], runs: dict[Cell, list[Values]]) -> str:
+def text(uneven: Values, kinds: list[list[str]], start: list[Values], runs: dict[Cell, list[Values]]) -> str:
     """The three tables."""
     numbers = table(["the first batch", "%"], [[name, spread(values, ".1f")] for name, values in uneven.items()])
     head = ["tokens", "% of all", "log pi", "log q", "advantage", "% of the gradient, sampled token", "local support"]
-    return "\n".join([numbers, table(head, kinds), ablation(runs)])
+    return "\n".join([numbers, table(head, kinds), ablation(start, runs)])
 
 
 def plot(runs: dict[Cell, list[Values]]) -> Figure:
@@ -183,11 +183,17 @@ def main() -> None:
     torch.set_num_threads(1)
     pair = odd_pair(given.out / "models")
     uneven, kinds = imbalance(given.seeds), by_kind(pair, given.seeds)
+    start = [run(ABLATION[0], seed, 0, pair, given.out) for seed in given.seeds]
     runs: dict[Cell, list[Values]] = {}
     for cells, seeds in (((*ABLATION, *MAPPED), given.seeds), (SWEEPS, given.sweep_seeds)):
         runs |= {cell: [run(cell, seed, given.steps, pair, given.out) for seed in seeds] for cell in cells}
-    raw = {"imbalance": uneven, "kinds": kinds, "runs": [one for found in runs.values() for one in found]}
-    keep(given.out, "failures", text(uneven, kinds, runs), raw, plot(runs))
+    raw = {
+        "imbalance": uneven,
+        "kinds": kinds,
+        "before": start,
+        "runs": [one for found in runs.values() for one in found],
+    }
+    keep(given.out, "failures", text(uneven, kinds, start, runs), raw, plot(runs))
 
 
 if __name__ == "__main__":

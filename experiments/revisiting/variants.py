@@ -90,7 +90,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    runs = [one for name in METHODS for one in study(name, given.seeds, given.steps, given.out)]
+    start = next(iter(METHODS))
+    runs = [{**run(start, RATES[0], seed, 0, given.out), "name": "before", "lr": 0} for seed in given.seeds]
+    runs += [one for name in METHODS for one in study(name, given.seeds, given.steps, given.out)]
     keep(given.out, "variants", summary(runs), runs, plot(runs))
 
 
