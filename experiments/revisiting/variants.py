@@ -4,8 +4,7 @@
 
 All write with the same rollouts (one answer per problem, temperature 1, top-p 0.9) and take as many steps, so that only
 the loss differs. Every method's learning rate is sought among the same ones, in runs of half the length, on problems
-that are never reported. A run that is already in --out is not done again. The last row is the paper's baseline with its
-own rollouts.
+that are never reported. A run that is already in --out is not done again.
 """
 
 import argparse
@@ -34,11 +33,8 @@ METHODS: dict[str, Values] = {
     "3 teacher top-K + sampled, renormalised": support(sampled=True),
     "4 student top-K, sampled tail": support(source="student", outside="published_sampled_tail"),
     "5 teacher top-K, sampled tail": support(outside="published_sampled_tail"),
-    "4 mended": support(source="student", outside="sampled_tail"),
-    "5 mended": support(outside="sampled_tail"),
     "full reverse KL": {"method": "gkd", "parameters": {**ROLLOUTS, "lam": 1.0, "beta": 1.0, "mean": "token_mean"}},
     "sampled token": {"method": "sampled_token", "parameters": ROLLOUTS},
-    "sampled token, top-p 1": {"method": "sampled_token", "parameters": {"n": 1}},
 }
 
 
