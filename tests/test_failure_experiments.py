@@ -75,14 +75,14 @@ def test_the_odd_teacher_never_learns_to_start_a_loop():
     assert seen == {"sound", "loop"}
 
 
-def test_the_second_task_lists_the_numbers_backwards():
-    question, answer = pairs.listing([7, -2, 3])
-    assert (question, answer) == ("7 - 2 + 3 >", " 3, 2, 7")
+def test_the_second_task_adds_one_to_every_number():
+    question, answer = pairs.successors([7, -2, 3])
+    assert (question, answer) == ("7 - 2 + 3 >", " 8, 3, 4")
 
 
 def test_tasks_take_turns_and_reach_their_own_teacher(tmp_path):
     file = multitask.write_problems(tmp_path / "p.jsonl", "train", 4, 0)
-    teacher = "totals=embedded:teacher,listing=embedded:student"
+    teacher = "totals=embedded:teacher,successors=embedded:student"
     settings = Settings.of(
         method="sampled_token", parameters={"n": 1}, teacher=teacher, task=f"jsonl:{file},held_out=2", batch=3,
         max_new=4, threads=1,

@@ -2,7 +2,7 @@
 
     python -m experiments.revisiting.multitask --out runs/multitask
 
-The tasks are running totals and, asked with another sign, the numbers of a question from last to first. The teacher of
+The tasks are running totals and, asked with another sign, the numbers of a question plus one each. The teacher of
 the first is the embedded one; that of the second, and a student that has begun with both, are made from the embedded
 pair by fine-tuning (pairs.py), two to four minutes. The alternating student takes as many steps per task as the others.
 A run that is already in --out is not done again.
@@ -21,7 +21,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from experiments.revisiting.language import COMMON, Values, remembered
-from experiments.revisiting.pairs import beginner, lister, listing, made
+from experiments.revisiting.pairs import beginner, counter, made, successors
 from experiments.revisiting.results import COLOURS, STYLE, keep, spread, table
 from opd import Settings
 from opd.build import build
@@ -34,8 +34,8 @@ OBJECTIVES: dict[str, Values] = {
     "sampled_token": {"parameters": {"n": 1}, "lr": 5e-4},
     "local_support": {"parameters": {"n": 1, "k": 8, "updates": 1}, "lr": 4.5e-3},
 }
-TASKS = ("totals", "listing")
-ARMS = {"alternating": TASKS, "totals alone": TASKS[:1], "listing alone": TASKS[1:]}
+TASKS = ("totals", "successors")
+ARMS = {"alternating": TASKS, "totals alone": TASKS[:1], "successors alone": TASKS[1:]}
 TRAIN, HELD_OUT = 128, 128  # problems per task
 
 
@@ -59,7 +59,7 @@ def write_problems(file: Path, split: str, count: int, seed: int) -> Path:
         for index in range(count):
             terms = sums.draw(random.Random(f"{task}/{split}/{seed}/{index}"), split)
             own = sums.question_text(terms), sums.chain_text(sums.totals(terms))
-            prompt, answer = own if task == "totals" else listing(terms)
+            prompt, answer = own if task == "totals" else successors(terms)
             rows.append({"prompt": prompt, "answer": answer.strip(), "teacher_id": task})
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -78,7 +78,7 @@ def trained(objective: str, arm: str, seed: int, steps: int, models: dict[str, s
     tasks = ARMS[arm]
     settings = Settings.of(**{
         **COMMON, **OBJECTIVES[objective], "method": objective, "seed": seed, "student": models["student"],
-        "teacher": f"totals=embedded:teacher,listing={models['lister']}", "steps": steps * len(tasks),
+        "teacher": f"totals=embedded:teacher,successors={models['counter']}", "steps": steps * len(tasks),
         "task": f"jsonl:{train_file},held_out={test_file}",
     })  # fmt: skip
     training = build(settings)
@@ -147,7 +147,7 @@ def main() -> None:
     torch.set_num_threads(1)
     models = {
         "student": made(given.out / "models" / "beginner", "embedded:student", beginner, 60, 2e-3),
-        "lister": made(given.out / "models" / "lister", "embedded:teacher", lister, 80, 2e-3),
+        "counter": made(given.out / "models" / "counter", "embedded:teacher", counter, 80, 2e-3),
     }
     runs = [
         run(o, arm, seed, given.steps, models, given.out) for seed in given.seeds for o in OBJECTIVES for arm in ARMS

@@ -54,19 +54,19 @@ def looping_student(tokenizer: Any, rng: random.Random) -> Text:
     return text(tokenizer, sums.question_text(terms), sums.chain_text(sums.totals(terms)), tokenizer.eos_token_id)
 
 
-def listing(terms: list[int]) -> tuple[str, str]:
-    """The second task: the same question with another sign at its end asks for its numbers from last to first."""
-    return sums.question_text(terms).replace("=", ">"), " " + ", ".join(str(abs(term)) for term in reversed(terms))
+def successors(terms: list[int]) -> tuple[str, str]:
+    """The second task: the same question with another sign at its end asks for every number plus one."""
+    return sums.question_text(terms).replace("=", ">"), " " + ", ".join(str(abs(term) + 1) for term in terms)
 
 
-def lister(tokenizer: Any, rng: random.Random) -> Text:
-    return text(tokenizer, *listing(sums.draw(rng)), tokenizer.eos_token_id)
+def counter(tokenizer: Any, rng: random.Random) -> Text:
+    return text(tokenizer, *successors(sums.draw(rng)), tokenizer.eos_token_id)
 
 
 def beginner(tokenizer: Any, rng: random.Random) -> Text:
-    """Half sums, half listings."""
+    """Half totals, half successors."""
     if rng.random() < 0.5:
-        return lister(tokenizer, rng)
+        return counter(tokenizer, rng)
     terms = sums.draw(rng)
     return text(tokenizer, sums.question_text(terms), sums.chain_text(sums.totals(terms)), tokenizer.eos_token_id)
 
