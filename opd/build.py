@@ -73,6 +73,7 @@ def checks(method: Method, task: Task, cast: Cast) -> dict[str, Callable[[], Non
         "layers": lambda: check_layers(method, cast),
         "losses": lambda: check_losses(method, cast),
         "prompts": lambda: check_task(task, student),
+        "routes": lambda: check_routes(cast, task),
         "views": lambda: check_views(method, task),
     }
 
@@ -90,9 +91,10 @@ def check_layers(method: Method, cast: Cast) -> None:
     """Layers that a model in this process does not have are refused before anybody writes."""
     asked = [("student", method.layers), *((ask.who, ask.want.layers) for ask in method.teach)]
     for who, layers in asked:
-        engine = getattr(cast[who], "engine", cast[who])
-        if layers and hasattr(engine, "blocks"):
-            resolve_layers(layers, len(engine.blocks), f"{who} {engine.name}")
+        for member in getattr(cast[who], "members", {who: cast[who]}).values():
+            engine = getattr(member, "engine", member)
+            if layers and hasattr(engine, "blocks"):
+                resolve_layers(layers, len(engine.blocks), f"{who} {engine.name}")
 
 
 def check_losses(method: Method, cast: Cast) -> None:
@@ -118,6 +120,14 @@ def check_task(task: Task, student: Any) -> None:
                 expected=f"at most {student.context - 1}",
                 remedy="Drop or shorten that problem",
             )
+
+
+def check_routes(cast: Cast, task: Task) -> None:
+    """Where a role is played by several, every problem names the one who plays it."""
+    for member in cast.values():
+        if route := getattr(member, "route", None):
+            for problem in (*task.train, *task.held_out):
+                route(problem)
 
 
 def check_views(method: Method, task: Task) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from opd.settings import Settings
 if TYPE_CHECKING:
     from opd.engines.hf import HFModel
 
+ROUTE = re.compile(r"\s*[\w.-]*\s*=")  # a spec that begins so names several teachers: NAME=SPEC,NAME=SPEC
 COPIES = "self:live, self:frozen, self:ema=DECAY or self:every=STEPS"
 NO_MAP = "Say stop_token=keep, or mask"
 
@@ -23,9 +25,15 @@ def build(settings: Settings, method: Method) -> dict[str, Any]:
 
 def opened(settings: Settings, method: Method) -> dict[str, Any]:
     """The student and its teacher, each loaded once and not yet compared."""
-    spec = teacher_spec(settings, method)
     student = open_model(settings.student, settings, settings.dtype, settings.device, learns=True)
-    return {"student": student, "teacher": open_teacher(spec, settings, student)}
+    return {"student": student, "teacher": open_teacher(teacher_spec(settings, method), settings, student)}
+
+
+def joined(settings: Settings, cast: dict[str, Any]) -> dict[str, Any]:
+    """The cast over its common tokens, and over one end of text where that is asked for."""
+    student, reader = cast["student"], cast["teacher"]
+    share_tokens(student, reader)
+    return {**cast, "teacher": ending_like(student, reader)} if settings.stop_token == "map" else cast
 
 
 def teacher_spec(settings: Settings, method: Method) -> str:
@@ -39,13 +47,45 @@ def teacher_spec(settings: Settings, method: Method) -> str:
 
 
 def teacher(spec: str, settings: Settings, student: Any) -> Any:
-    """A copy of the student (self:...), or a model of its own that shares the student's tokenizer."""
-    found = open_teacher(spec, settings, student)
-    share_tokens(student, found)
-    return found
+    """A teacher for a student that is there already."""
+    return joined(settings, {"student": student, "teacher": open_teacher(spec, settings, student)})["teacher"]
 
 
 def open_teacher(spec: str, settings: Settings, student: Any) -> Any:
+    """One teacher, or one per NAME of `NAME=SPEC,NAME=SPEC`."""
+    return together({name: member(one, settings, student) for name, one in named(spec).items()})
+
+
+def named(spec: str) -> dict[str, str]:
+    """The teachers of `NAME=SPEC,NAME=SPEC`; a single spec has the empty name."""
+    if not ROUTE.match(spec):
+        return {"": spec}
+    found: dict[str, str] = {}
+    for part in spec.split(","):
+        name, equals, one = (text.strip() for text in part.partition("="))
+        if not (name and equals and one) or name in found:
+            problem = f"{name!r} twice" if name in found else repr(part)
+            raise SettingError(f"teachers {spec!r}", got=problem, expected="NAME=MODEL,NAME=MODEL, every name once")
+        found[name] = one
+    return found
+
+
+def together(members: dict[str, Any]) -> Any:
+    """The members as one teacher; a single one has the empty name."""
+    if "" in members:
+        return members[""]
+    from opd.teachers.routed import Routed
+
+    return Routed(members)
+
+
+def each(teacher: Any) -> dict[str, Any]:
+    """The teachers that play this role, by name."""
+    return getattr(teacher, "members", {"": teacher})
+
+
+def member(spec: str, settings: Settings, student: Any) -> Any:
+    """A copy of the student (self:...), or a model of its own."""
     if spec.startswith("self"):
         return copy_of(student, spec)
     from opd.teachers.local import LocalTeacher
@@ -54,25 +94,25 @@ def open_teacher(spec: str, settings: Settings, student: Any) -> Any:
     return LocalTeacher(open_model(spec, settings, settings.teacher_dtype, device))
 
 
-def joined(settings: Settings, cast: dict[str, Any]) -> dict[str, Any]:
-    """The cast over its common tokens, and over one end of text where that is asked for."""
-    student, reader = cast["student"], cast["teacher"]
-    share_tokens(student, reader)
-    return {**cast, "teacher": ending_alike(student, reader)} if settings.stop_token == "map" else cast
-
-
 def share_tokens(student: Any, teacher: Any) -> int:
-    """The number of tokens over which both give log-probs from now on; an error if an id means something else."""
+    """The number of tokens over which all give log-probs from now on; an error if an id means something else."""
     from opd.engines.hf import common_vocab
 
-    return common_vocab(student, *([teacher.engine] if hasattr(teacher, "engine") else []))
+    return common_vocab(student, *(one.engine for one in each(teacher).values() if hasattr(one, "engine")))
+
+
+def ending_like(student: Any, teacher: Any) -> Any:
+    """The teacher with every member that ends a text otherwise than the student brought to the student's end."""
+    members = each(teacher)
+    odd = [name for name, one in members.items() if end_of_text(one) != end_of_text(student)]
+    return together(members | {name: ending_alike(student, members[name]) for name in odd or members})
 
 
 def ending_alike(student: Any, teacher: Any) -> Any:
     """The teacher, for whom the student's end of text stands for its own."""
     from opd.teachers.renamed import Renamed
 
-    ours, theirs = end_of_text(student), end_of_text(getattr(teacher, "engine", student))
+    ours, theirs = end_of_text(student), end_of_text(teacher)
     if ours is None or theirs is None:
         who = student if ours is None else teacher.engine
         raise SettingError(f"stop_token=map: {who.name} has no end of text", expected="one", remedy=NO_MAP)
@@ -87,6 +127,7 @@ def ending_alike(student: Any, teacher: Any) -> Any:
 
 def end_of_text(model: Any) -> int | None:
     """The token with which a model ends a text: the tokenizer's, else the smallest of its generation settings."""
+    model = getattr(model, "student", getattr(model, "engine", model))  # of a copy, of a teacher, or itself
     end = model.tokenizer.eos_token_id
     return end if end is not None else min(model.stops, default=None)
 

@@ -20,7 +20,7 @@ import torch
 
 from opd.errors import DataError, SettingError, TeacherError
 from opd.maths import reverse_kl
-from opd.protocols import Student, Task, Teacher, Want, Writer
+from opd.protocols import Student, Task, Teacher, Want, Writer, write_for
 from opd.rollout import STUDENT, Array, End, Problem, Rollout, Sampling, Visit, continued
 
 EXAM = -1  # the number of an evaluation's visits; training counts from 0, so the two never share a seed
@@ -233,7 +233,7 @@ def write(
     """`samples` answers to every problem."""
     visits = [Visit(problem, EXAM, seed) for problem in problems]
     seeds = [[visit.seed(sample) for sample in range(samples)] for visit in visits]
-    written = writer.write(prompts, sampling, seeds)
+    written = write_for(writer, problems, prompts, sampling, seeds)
     return [
         [continued(prompt, piece, problem, sampling, STUDENT, writer.decode(piece.tokens)) for piece in pieces]
         for problem, prompt, pieces in zip(problems, prompts, written, strict=True)

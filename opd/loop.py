@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opd import routes
 from opd.budget import Budget
 from opd.errors import DataError, NonFiniteError
 from opd.meter import count, metered
@@ -106,20 +107,22 @@ def one_step(t: Training) -> Batch:
     clock, cast = Clock(), metered(t.cast)
     visits = t.source.take(t.batch)
     with clock("sample"):
-        groups = grade(t.task, t.method.sample(cast, visits, t.step))
+        groups = routes.tagged(grade(t.task, t.method.sample(cast, visits, t.step)), t.cast)
     with clock("teach"):
         rows, sequences = prepare(groups, t.method, cast, t.step)
+    fared = routes.Fared(t.cast)
     with clock("learn"):
         done, seen = list[tuple[Outcome, float]](), dict[str, Tensor]()
         for part in updates(rows, t.method.updates, t.source.seed):
             done.append(learn(t, part, sequences))
+            fared.add(part, done[-1][0].each)
             collect(seen, rows, part, done[-1][0], len(done) - 1)
         rows = rows.plus(**seen)
         measured = {**means(seen), **t.measure(rows)}
     for name, member in t.cast.items():
         if name != "student":
             member.follow(t.student, t.step + 1)
-    numbers = {**summary(groups, rows, done), **measured, "teacher_tokens": float(count(cast))}
+    numbers = {**summary(groups, rows, done), **measured, **fared.metrics(), "teacher_tokens": float(count(cast))}
     metrics = {"lr": t.rate(t.step), **numbers, **clock.seconds}
     batch = Batch(t.step, groups, rows, sequences, metrics)
     t.step += 1

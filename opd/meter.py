@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from opd.protocols import Answer, Cast, Want
-from opd.rollout import Array, Piece, Rollout, Sampling
+from opd.protocols import Answer, Cast, Want, write_for
+from opd.rollout import Array, Piece, Problem, Rollout, Sampling
 
 
 class Metered:
@@ -24,7 +24,14 @@ class Metered:
 
     def write(self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:
         """A prompt is read once, however many answers follow it."""
-        written = self.member.write(prompts, sampling, seeds)
+        return self._counted(prompts, self.member.write(prompts, sampling, seeds))
+
+    def write_for(
+        self, problems: Sequence[Problem], prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Piece]]:
+        return self._counted(prompts, write_for(self.member, problems, prompts, sampling, seeds))
+
+    def _counted(self, prompts: Sequence[Array], written: list[list[Piece]]) -> list[list[Piece]]:
         self.tokens += sum(map(len, prompts)) + sum(len(piece.tokens) for pieces in written for piece in pieces)
         return written
 

@@ -102,6 +102,19 @@ class Writer(Protocol):
     def decode(self, tokens: Array) -> str: ...
 
 
+def write_for(
+    writer: Writer,
+    problems: Sequence[Problem],
+    prompts: Sequence[Array],
+    sampling: Sampling,
+    seeds: Sequence[Sequence[int]],
+) -> list[list[Piece]]:
+    """What `writer` writes after the prompts of these problems; a writer that is several chooses by the problem."""
+    if own := getattr(writer, "write_for", None):
+        return own(problems, prompts, sampling, seeds)
+    return writer.write(prompts, sampling, seeds)
+
+
 @dataclass
 class Forward:
     """What a differentiable pass gives; hidden, head, states and aux are all roots of ONE backward."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from opd.errors import require
-from opd.protocols import Cast, Sample, Writer
+from opd.protocols import Cast, Sample, Writer, write_for
 from opd.rollout import STUDENT, TEACHER, End, Group, Piece, Sampling, Visit, continued
 
 
@@ -28,7 +28,7 @@ class OneTurn:
         student: Writer = cast["student"]
         prompts = [student.render(visit.problem.messages) for visit in visits]
         seeds = [[visit.seed(sample) for sample in range(self.n)] for visit in visits]
-        pieces = cast[self.writer].write(prompts, self.sampling, seeds)
+        pieces = write_for(cast[self.writer], [visit.problem for visit in visits], prompts, self.sampling, seeds)
         return [
             self._group(student, visit, prompt, written)
             for visit, prompt, written in zip(visits, prompts, pieces, strict=True)

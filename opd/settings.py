@@ -30,7 +30,9 @@ class Settings(BaseModel):
     parameters: dict[str, Any] = Field(default_factory=dict, description="of the recipe, see 'opd show METHOD'")
     student: str = Field("embedded:student", description="model folder or hub name, or embedded:student")
     teacher: str = Field(
-        "", description="model folder or hub name, or self:live, self:frozen, self:ema=D, self:every=K"
+        "",
+        description="model folder or hub name, or self:live, self:frozen, self:ema=D, self:every=K; "
+        "NAME=MODEL,NAME=MODEL lets the column teacher_id of a problem choose",
     )
     task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE or reasoning_gym:NAME")
     out: str = Field("", description="run folder; default runs/METHOD-TASK-SEED")

@@ -50,11 +50,12 @@ class MicroBatch:
 
 @dataclass
 class Outcome:
-    """What one update gave: the loss per term, and measurements per row (nan where none was made)."""
+    """What one update gave: the loss per term and per row, and measurements per row (nan where none was made)."""
 
     losses: dict[str, float]
     rows: int
     live: int
+    each: Tensor  # [N] scale * loss, summed over terms, before any mean; nan where no loss was computed
     observed: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     passes: int = 0
 
@@ -105,7 +106,8 @@ def gradient(
     """
     weights = {name: _weights(name, term, rows) for name, term in method.terms.items()}
     live = torch.stack(list(weights.values())).ne(0).any(0)
-    outcome = Outcome(dict.fromkeys(weights, 0.0), len(rows), int(live.sum()))
+    each = torch.full((len(rows),), torch.nan, dtype=student.dtype, device=live.device)
+    outcome = Outcome(dict.fromkeys(weights, 0.0), len(rows), int(live.sum()), each)
     accelerated = student.device.type != "cpu"
     chunk = chunk or max(CHUNK_ROWS, CHUNK_ELEMENTS[accelerated] // student.vocab)
     held = Held(observed_rows(live, OBSERVED_ELEMENTS[accelerated] // student.vocab))
@@ -188,7 +190,8 @@ def _backward(
         here = slice(start, min(start + chunk, len(batch.rows)))
         dist = _leaves(forward, part["token"], head, student.vocab, here)
         slices = part.index(here)
-        total = _chunk_loss(dist, slices, method, {name: w[here] for name, w in weight.items()}, outcome)
+        total, each = _chunk_loss(dist, slices, method, {name: w[here] for name, w in weight.items()}, outcome)
+        outcome.each[batch.rows[here]] = each.to(outcome.each.dtype)
         if total.requires_grad:
             total.backward()  # pyright: ignore[reportUnknownMemberType]
         _look(dist, slices, method, batch.rows[here], held, outcome)
@@ -208,9 +211,15 @@ def _leaves(forward: Forward, tokens: Tensor, head: GradBuffer | None, vocab: in
     return HeadDist(hidden, forward.head.detach(), tokens[here], vocab, states=states, grad_head=head)
 
 
-def _chunk_loss(dist: HeadDist, rows: Rows, method: Method, weights: dict[str, Tensor], outcome: Outcome) -> Tensor:
-    """Sum over terms and rows of weight * loss; a row without weight never reaches a loss, where a nan would spread."""
+def _chunk_loss(
+    dist: HeadDist, rows: Rows, method: Method, weights: dict[str, Tensor], outcome: Outcome
+) -> tuple[Tensor, Tensor]:
+    """Sum over terms and rows of weight * loss, and [n] the loss of each row.
+
+    A row without weight never reaches a loss, where a nan would spread.
+    """
     total = torch.zeros((), dtype=torch.float64, device=dist.tokens.device)
+    each = total.new_zeros(len(rows))
     for name, term in method.terms.items():
         weight = weights[name]
         live = weight.ne(0)
@@ -222,7 +231,8 @@ def _chunk_loss(dist: HeadDist, rows: Rows, method: Method, weights: dict[str, T
         weighted = (loss * (weight if everything else weight[live]).to(loss.dtype)).sum()
         outcome.losses[name] += float(weighted.detach())
         total = total + weighted
-    return total
+        each[live] += term.scaled(rows.step) * loss.detach()
+    return total, each
 
 
 def _look(dist: HeadDist, rows: Rows, method: Method, numbers: Tensor, held: Held, outcome: Outcome) -> None:

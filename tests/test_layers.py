@@ -26,7 +26,8 @@ ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}
 ALLOWED["budget"] = {"errors"}
 ALLOWED["meter"] = {"protocols", "rollout"}
-ALLOWED["loop"] = ALLOWED["step"] | {"step", "budget", "meter"}
+ALLOWED["routes"] = {"rows", "rollout", "protocols"}
+ALLOWED["loop"] = ALLOWED["step"] | {"step", "budget", "meter", "routes"}
 OUTSIDE_RECIPES = {"transformers", "vllm", "ray", "torch.distributed", "safetensors", "pydantic"}
 
 
