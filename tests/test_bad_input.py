@@ -136,6 +136,7 @@ WORDS = {  # words -> what the sentence says; nothing is built for these
     "train local_support --cap 2": "only for a sampled tail",
     "train gkd --mask-which last": "'first' or 'all'",
     "train gkd --stop-token drop": "'keep', 'mask' or 'map'",
+    "train nail --rate 1": "noise rate: got 1.0, expected a number in [0, 1)",
     "train none.toml": "none.toml names no method",
     "train method.toml": "Did you mean 'gkd'?",
     "train key.toml": "unknown setting: got 'stepz'. Did you mean 'steps'?",
