@@ -149,6 +149,13 @@ WORDS = {  # words -> what the sentence says; nothing is built for these
     "train --resume used --steps 3": "keeps its own settings",
     "eval student": "needs a task",
     "eval student --task sums --temperature 0": "greater than 0",
+    "lab nosy-experts": "Did you mean 'noisy-experts'?",
+    "lab noisy-experts --rates 0.3,1": "noise rate: got 1.0, expected a number in [0, 1)",
+    "lab noisy-experts --rates 0.999": "leaves too little to see",
+    "lab noisy-experts --noise 0.5,0.5": "another action set: got noise over 2 actions",
+    "lab noisy-experts --noise 0.5,0.5,0.5,0": "expected probabilities that sum to 1",
+    "lab noisy-experts --out used": "the folder used exists",
+    "lab realizability twice": "takes no word",
     "report": "needs a run folder",
     "report used": "used is no run folder",
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from opd.cli import options
 from opd.errors import SettingError, nearest
@@ -38,7 +40,7 @@ def lab(words: list[str]) -> int:
     return _run(study, given)
 
 
-def _run(study, given: dict[str, object]) -> int:
+def _run(study: ModuleType, given: dict[str, Any]) -> int:
     from opd.lab.study import free, write
     from opd.settings import checked
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by all eyes
@@ -34,7 +34,6 @@ class Panel:
     log_x: bool = False
     log_y: bool = False
     range_y: tuple[float, float] | None = None
-    colours: Sequence[int] = field(default_factory=tuple[int, ...])  # of the lines, where not in order
 
 
 def drawn(panels: Sequence[Panel]) -> str:
@@ -56,10 +55,9 @@ def _panel(panel: Panel) -> str:
     ends = list(panel.range_y) if panel.range_y else [*(y for _, y in points), *edges]
     up = _scale(ends, panel.log_y, HEIGHT - BOTTOM, TOP)
     parts = [f'<text class="title" x="{LEFT}" y="20">{escape(panel.title)}</text>', *_axes(panel, across, up)]
-    for number, line in enumerate(panel.lines):
-        style = panel.colours[number] if panel.colours else number
+    for style, line in enumerate(panel.lines):
         parts += _line(line, style, across, up)
-        y = HEIGHT + 8 + number * ROW
+        y = HEIGHT + 8 + style * ROW
         parts.append(f'<path d="M{LEFT} {y}h26" {_stroke(style)}/>')
         parts.append(f'<text x="{LEFT + 34}" y="{y + 4}">{escape(line.label)}</text>')
     return "\n".join(parts)

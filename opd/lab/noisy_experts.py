@@ -44,7 +44,9 @@ class Options(BaseModel):
     out: str = Field("lab/noisy-experts", description="new folder for the tables, the numbers and the picture")
     rates: tuple[float, ...] = Field((0.3, 0.6), description="share of the expert's actions that are noise")
     actions: int = Field(4, ge=2, description="at every depth, one of them right")
-    noise: tuple[float, ...] = Field((), description="how likely noise takes each action, the right one first; uniform if none")
+    noise: tuple[float, ...] = Field(
+        (), description="how likely noise takes each action, the right one first; uniform if none"
+    )
 
 
 def check(options: Options) -> Array:

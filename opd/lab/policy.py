@@ -102,8 +102,8 @@ class Policy(nn.Module):
             drawn.append(np.zeros(len(states)) if sampling.greedy else behaviour[row, action].numpy())
             plain.append(own[row, action].numpy())
             states = self.world.moves[states, taken[-1]]
-        columns = [np.stack(column, 1) for column in (taken, drawn, plain)]
-        return [Piece(*walk, End.STOP) for walk in zip(*columns, strict=True)]
+        actions, logs, own_logs = (np.stack(column, 1) for column in (taken, drawn, plain))
+        return [Piece(a, b, c, End.STOP) for a, b, c in zip(actions, logs, own_logs, strict=True)]
 
     def render(self, messages: Sequence[Message]) -> Array:
         """The number of the first state is the whole prompt."""

@@ -62,7 +62,7 @@ def _plain(value: Any) -> Any:
 def spread(values: Sequence[float], form: str) -> str:
     """A mean over seeds and its 95 % interval (normal approximation)."""
     mean, half = interval(values)
-    return f"{mean:{form}} ± {half:{form}}"
+    return f"{mean:{form}} ± {half:{form.lstrip('+')}}"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
