@@ -72,6 +72,8 @@ def test_rate_0_is_the_identity(noise):
     lp = policies()
     assert torch.equal(Channel(0.0, NOISES[noise])(lp, table(policies(seed=1))), lp)
     assert torch.equal(maths.mixture(lp, policies(seed=2), 0.0), lp)
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        maths.mixture(lp, lp, 1.0)
 
 
 def test_noise_that_is_the_clean_policy_changes_nothing():

@@ -41,7 +41,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     seeds: int = Field(30, ge=2, description="independent repetitions")
-    out: str = Field("lab/noisy-experts", description="new folder for the tables, the numbers and the picture")
+    out: str = Field("runs/lab-noisy-experts", description="new folder for the tables, the numbers and the picture")
     rates: tuple[float, ...] = Field((0.3, 0.6), description="share of the expert's actions that are noise")
     actions: int = Field(4, ge=2, description="at every depth, one of them right")
     noise: tuple[float, ...] = Field(

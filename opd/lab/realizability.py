@@ -38,7 +38,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     seeds: int = Field(30, ge=2, description="independent repetitions")
-    out: str = Field("lab/realizability", description="new folder for the tables, the numbers and the picture")
+    out: str = Field("runs/lab-realizability", description="new folder for the tables, the numbers and the picture")
 
 
 def check(options: Options) -> None:
