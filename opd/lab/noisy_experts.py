@@ -200,7 +200,7 @@ def _class_table(rate: float, found: Sequence[dict[str, float]]) -> Table:
 def domination(rate: float, lengths: Sequence[int] = (4, 8, 16, 32, 64, 128, 256)) -> list[dict[str, float]]:
     """A student that never errs against a clean expert that does with probability 1 / H at each of H steps.
 
-    Their walks differ with probability 1 - 1/e whatever H is. Labels through noise on both actions (which the expert
+    Their walks differ with probability about .63 whatever H is. Labels through noise on both actions (which the expert
     hardly dominates: nu / p* = H / 2 on the second) against noise that says only what the expert might (nu = p*).
     """
     found = list[dict[str, float]]()
