@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from opd import cast as casting
 from opd.errors import DataError, SettingError
+from opd.examined import examined
 from opd.loop import Source, Training
 from opd.masks import masks
 from opd.measure import Kinds, Measures
@@ -27,15 +29,9 @@ def build(settings: Settings) -> Training:
     method: Method = settings.build_method()
     task = load_task(settings.task)
     cast = casting.build(settings, method)
-    student = cast["student"]
-    method = replace(method, credit=chain(*masks(settings, student), method.credit))
-    check_capabilities(method, cast)
-    check_support(method, student.vocab)
-    check_layers(method, cast)
-    check_losses(method, cast)
-    check_task(task, student)
-    check_routes(cast, task)
-    check_views(method, task)
+    student, end = cast["student"], settings.end()
+    method = masked(settings, method, student)
+    check(settings, method, task, cast)
     method = measured(method, cast)
     parameters = [{"params": list(student.parameters())}]
     own = [
@@ -47,11 +43,48 @@ def build(settings: Settings) -> Training:
         betas=settings.betas,
         weight_decay=settings.weight_decay,
     )
+    rate = settings.rate if end is None else lambda step: settings.rate(step, end.share)
     return Training(
-        student, cast, task, method, optimizer, settings.rate, Source(task.train, settings.seed),
+        student, cast, task, method, optimizer, rate, Source(task.train, settings.seed),
         settings.steps, settings.batch, settings.max_grad_norm, settings.micro_tokens, settings.chunk,
-        measure=Measures(Kinds(student), method.teach[0].into if method.teach else ""),
+        measure=Measures(Kinds(student), method.teach[0].into if method.teach else ""), budget=end,
     )  # fmt: skip
+
+
+def masked(settings: Settings, method: Method, student: Any) -> Method:
+    """The method, learning from no token that the settings leave out."""
+    return replace(method, credit=chain(*masks(settings, student), method.credit))
+
+
+def check(settings: Settings, method: Method, task: Task, cast: Cast) -> None:
+    """Everything that can be known to go wrong before anybody writes."""
+    for one in checks(method, task, cast).values():
+        one()
+    check_end(settings, method)
+    examined(task.held_out, settings.tuning_problems, settings.eval_on, settings.eval_problems)
+
+
+def checks(method: Method, task: Task, cast: Cast) -> dict[str, Callable[[], None]]:
+    """Everything that a run refuses once its models are there, by name; the doctor asks the same."""
+    student = cast["student"]
+    return {
+        "capabilities": lambda: check_capabilities(method, cast),
+        "support": lambda: check_support(method, student.vocab),
+        "layers": lambda: check_layers(method, cast),
+        "losses": lambda: check_losses(method, cast),
+        "prompts": lambda: check_task(task, student),
+        "routes": lambda: check_routes(cast, task),
+        "views": lambda: check_views(method, task),
+    }
+
+
+def check_end(settings: Settings, method: Method) -> None:
+    """A budget that a method never spends would never end its run."""
+    if (end := settings.end()) and end.unit == "teacher_tokens" and not method.teach:
+        raise SettingError(
+            f"{settings.method} asks the teacher nothing while it learns, so that {settings.budget} is never spent",
+            expected="a budget in steps, tokens or seconds",
+        )
 
 
 def check_layers(method: Method, cast: Cast) -> None:

@@ -19,10 +19,21 @@ NO_MAP = "Say stop_token=keep, or mask"
 
 
 def build(settings: Settings, method: Method) -> dict[str, Any]:
-    """The student and its teacher."""
-    spec = teacher_spec(settings, method)
+    """The student and its teacher, who share their tokens."""
+    return joined(settings, opened(settings, method))
+
+
+def opened(settings: Settings, method: Method) -> dict[str, Any]:
+    """The student and its teacher, each loaded once and not yet compared."""
     student = open_model(settings.student, settings, settings.dtype, settings.device, learns=True)
-    return {"student": student, "teacher": teacher(spec, settings, student)}
+    return {"student": student, "teacher": open_teacher(teacher_spec(settings, method), settings, student)}
+
+
+def joined(settings: Settings, cast: dict[str, Any]) -> dict[str, Any]:
+    """The cast over its common tokens, and over one end of text where that is asked for."""
+    student, reader = cast["student"], cast["teacher"]
+    share_tokens(student, reader)
+    return {**cast, "teacher": ending_like(student, reader)} if settings.stop_token == "map" else cast
 
 
 def teacher_spec(settings: Settings, method: Method) -> str:
@@ -36,19 +47,13 @@ def teacher_spec(settings: Settings, method: Method) -> str:
 
 
 def teacher(spec: str, settings: Settings, student: Any) -> Any:
-    """One teacher, or one per NAME of `NAME=SPEC,NAME=SPEC`; all models get the vocabulary that everyone shares."""
-    from opd.engines.hf import common_vocab
+    """A teacher for a student that is there already."""
+    return joined(settings, {"student": student, "teacher": open_teacher(spec, settings, student)})["teacher"]
 
-    members = {name: member(one, settings, student) for name, one in named(spec).items()}
-    common_vocab(student, *(one.engine for one in members.values() if hasattr(one, "engine")))
-    if settings.stop_token == "map":
-        odd = [name for name, one in members.items() if end_of_text(one) != end_of_text(student)]
-        members |= {name: ending_alike(student, members[name]) for name in odd or members}
-    if "" in members:
-        return members[""]
-    from opd.teachers.routed import Routed
 
-    return Routed(members)
+def open_teacher(spec: str, settings: Settings, student: Any) -> Any:
+    """One teacher, or one per NAME of `NAME=SPEC,NAME=SPEC`."""
+    return together({name: member(one, settings, student) for name, one in named(spec).items()})
 
 
 def named(spec: str) -> dict[str, str]:
@@ -65,14 +70,42 @@ def named(spec: str) -> dict[str, str]:
     return found
 
 
+def together(members: dict[str, Any]) -> Any:
+    """The members as one teacher; a single one has the empty name."""
+    if "" in members:
+        return members[""]
+    from opd.teachers.routed import Routed
+
+    return Routed(members)
+
+
+def each(teacher: Any) -> dict[str, Any]:
+    """The teachers that play this role, by name."""
+    return getattr(teacher, "members", {"": teacher})
+
+
 def member(spec: str, settings: Settings, student: Any) -> Any:
-    """A copy of the student (self:...), or a model of its own that shares the student's tokenizer."""
+    """A copy of the student (self:...), or a model of its own."""
     if spec.startswith("self"):
         return copy_of(student, spec)
     from opd.teachers.local import LocalTeacher
 
     device = settings.device if settings.teacher_device == "auto" else settings.teacher_device
     return LocalTeacher(open_model(spec, settings, settings.teacher_dtype, device))
+
+
+def share_tokens(student: Any, teacher: Any) -> int:
+    """The number of tokens over which all give log-probs from now on; an error if an id means something else."""
+    from opd.engines.hf import common_vocab
+
+    return common_vocab(student, *(one.engine for one in each(teacher).values() if hasattr(one, "engine")))
+
+
+def ending_like(student: Any, teacher: Any) -> Any:
+    """The teacher with every member that ends a text otherwise than the student brought to the student's end."""
+    members = each(teacher)
+    odd = [name for name, one in members.items() if end_of_text(one) != end_of_text(student)]
+    return together(members | {name: ending_alike(student, members[name]) for name in odd or members})
 
 
 def ending_alike(student: Any, teacher: Any) -> Any:

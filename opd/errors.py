@@ -26,8 +26,9 @@ class OpdError(Exception):
             parts.append(f"got {got}")
         if expected is not None:
             parts.append(f"expected {expected}")
-        text = ": ".join([parts[0], ", ".join(parts[1:])]) if parts[1:] else what
-        super().__init__(f"{text}. {remedy}" if remedy else f"{text}.")
+        self.evidence = ": ".join([parts[0], ", ".join(parts[1:])]) if parts[1:] else what
+        self.remedy = remedy
+        super().__init__(f"{self.evidence}. {remedy}" if remedy else f"{self.evidence}.")
 
 
 class SettingError(OpdError): ...

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from opd import routes
+from opd.budget import Budget
 from opd.errors import DataError, NonFiniteError
+from opd.meter import count, metered
 from opd.method import Method
 from opd.protocols import Cast, Student, Task
 from opd.rollout import Array, End, Group, Problem, Visit
@@ -87,22 +89,27 @@ class Training:
     failures: int = 0  # updates in a row whose gradient was not finite
     measure: Callable[[Rows], Mapping[str, float]] = field(default=lambda rows: {})  # numbers about a finished table
     on_failure: Callable[[int, Rows], str] = field(default=lambda step, rows: "")  # saves the rows, says where
+    budget: Budget | None = None  # what ends the run, where that is not the number of steps
+
+    @property
+    def is_done(self) -> bool:
+        return self.budget.share >= 1 if self.budget else self.step >= self.steps
 
 
 def train(training: Training) -> Iterator[Batch]:
     """Runs to the end, giving every batch back as it is done; whoever iterates evaluates, records and saves."""
-    while training.step < training.steps:
+    while not training.is_done:
         yield one_step(training)
 
 
 def one_step(t: Training) -> Batch:
     """One batch: the student writes, the teacher reads what was written, the student learns from that."""
-    clock = Clock()
+    clock, cast = Clock(), metered(t.cast)
     visits = t.source.take(t.batch)
     with clock("sample"):
-        groups = routes.tagged(grade(t.task, t.method.sample(t.cast, visits, t.step)), t.cast)
+        groups = routes.tagged(grade(t.task, t.method.sample(cast, visits, t.step)), t.cast)
     with clock("teach"):
-        rows, sequences = prepare(groups, t.method, t.cast, t.step)
+        rows, sequences = prepare(groups, t.method, cast, t.step)
     fared = routes.Fared(t.cast)
     with clock("learn"):
         done, seen = list[tuple[Outcome, float]](), dict[str, Tensor]()
@@ -115,9 +122,12 @@ def one_step(t: Training) -> Batch:
     for name, member in t.cast.items():
         if name != "student":
             member.follow(t.student, t.step + 1)
-    metrics = {"lr": t.rate(t.step), **summary(groups, rows, done), **measured, **fared.metrics(), **clock.seconds}
+    numbers = {**summary(groups, rows, done), **measured, **fared.metrics(), "teacher_tokens": float(count(cast))}
+    metrics = {"lr": t.rate(t.step), **numbers, **clock.seconds}
     batch = Batch(t.step, groups, rows, sequences, metrics)
     t.step += 1
+    if t.budget:
+        t.budget.spend(metrics)
     return batch
 
 

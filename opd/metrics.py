@@ -41,6 +41,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
     },
     "Answers": {
         "tokens": Metric("tokens", "tokens decided in the batch"),
+        "teacher_tokens": Metric("tokens", "tokens that teachers read, prompt and answer, or wrote"),
         "length": Metric("tokens", "mean length of an answer", "near the teacher's; a steady rise ends in loops."),
         "length.max": Metric("tokens", "the longest answer", "below the limit."),
         "truncated": Metric("share", "answers that the limit cut off", "near 0; a cut answer has no end to learn."),

@@ -32,16 +32,20 @@ def exam_line(step: int, result: dict[str, Any]) -> dict[str, Any]:
     return line
 
 
-def resolved(settings: Settings) -> dict[str, Any]:
-    """All settings, every parameter of the method with its value, and what the run was made with."""
+def chosen(settings: Settings) -> dict[str, Any]:
+    """All settings, and every parameter of the method with its value."""
     defaults = {name: p.default for name, p in inspect.signature(recipes.load(settings.method)).parameters.items()}
-    values = settings.model_dump(mode="json") | {
+    return settings.model_dump(mode="json") | {
         "out": str(settings.folder),
         "parameters": {**defaults, **settings.parameters},
     }
+
+
+def resolved(settings: Settings) -> dict[str, Any]:
+    """What was chosen, and what the run was made with."""
     packages = ("opd", "torch", "transformers", "numpy", "safetensors")
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
-    return {**values, "versions": {"python": platform.python_version(), **versions}, "git": git_state()}
+    return {**chosen(settings), "versions": {"python": platform.python_version(), **versions}, "git": git_state()}
 
 
 def _installed(name: str) -> bool:

@@ -26,12 +26,15 @@ from safetensors.torch import save_file
 from opd import cast as casting
 from opd.build import build
 from opd.checkpoint import checkpoints, forget_old, load_state, save_state, write_folder, write_text
+from opd.doctor import Case, Finding, at_start
 from opd.drafts import drafts
 from opd.errors import ModelError, SettingError
 from opd.evaluate import Evaluation, evaluate
+from opd.examined import examined
 from opd.loop import Batch, Training, train
 from opd.protocols import Task, Teacher
 from opd.record import exam_line, read_metrics, resolved
+from opd.rollout import Problem
 from opd.rows import Rows
 from opd.settings import Settings, read_toml
 
@@ -59,6 +62,7 @@ class Run:
     training: Training
     resumed: bool = False
     watches: list[Watch] = field(default_factory=list[Watch])
+    findings: list[Finding] = field(default_factory=list[Finding])  # what the doctor warned of at the start
     stopping: bool = False
 
     @classmethod
@@ -71,7 +75,10 @@ class Run:
                 expected="a new folder",
                 remedy=f"Choose another with --out, or continue it: opd train --resume {folder}",
             )
-        run = cls(settings, folder, build(settings), watches=list(watches))
+        training = build(settings)
+        case = Case(settings, training.method, training.task, training.cast)
+        findings = at_start(case) if settings.doctor == "on" else []
+        run = cls(settings, folder, training, watches=list(watches), findings=findings)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "run.toml", tomli_w.dumps(resolved(settings) | {"teacher": run.teacher_spec}))
         return run
@@ -117,7 +124,7 @@ class Run:
         for batch in train(self.training):
             self.record(batch)
             done = batch.step + 1
-            last = done == self.settings.steps
+            last = self.training.is_done
             if not last and self.due(self.settings.eval_every, done):
                 with suppress(Stopped):  # the checkpoint comes first
                     self.examine(done)
@@ -154,19 +161,21 @@ class Run:
         return casting.teacher_spec(self.settings, self.training.method)
 
     def evaluation(self, name: str, writer: Any) -> Evaluation:
-        problems = self.task.held_out[: self.settings.eval_problems]
-
         def progress(done: int, total: int) -> None:
             for watch in self.watches:
                 watch.phase(f"examining {name}", done, total)
             if self.stopping:
                 raise Stopped
 
-        teacher = self.teacher if writer is self.training.student else None
+        teacher, s = self.teacher if writer is self.training.student else None, self.settings
         return evaluate(
-            writer, self.task, problems, samples=self.settings.eval_samples, max_new=self.settings.max_new,
-            seed=self.settings.seed, teacher=teacher, progress=progress,
+            writer, self.task, self.problems(s.eval_problems), samples=s.eval_samples, max_new=s.max_new,
+            seed=s.seed, teacher=teacher, progress=progress,
         )  # fmt: skip
+
+    def problems(self, most: int) -> list[Problem]:
+        """Those that this run is examined on."""
+        return examined(self.task.held_out, self.settings.tuning_problems, self.settings.eval_on, most)
 
     def examine(self, step: int) -> dict[str, Any]:
         result = self.evaluation("student", self.training.student).to_json()
@@ -180,18 +189,18 @@ class Run:
 
     def conclude(self, before: dict[str, Any]) -> dict[str, Any]:
         """The last examination, drafts, the model as a Hugging Face folder, and the summary."""
-        file = self.folder / "summary.json"
-        after = self.examine(self.settings.steps)
-        self.save_drafts(self.settings.steps)
+        file, steps = self.folder / "summary.json", self.training.step
+        after = self.examine(steps)
+        self.save_drafts(steps)
         write_folder(self.folder / "model", self.training.student.save)
         lines = [line for line in read_metrics(self.folder) if "loss" in line]
         spent = {
             k: sum(line.get(k, 0.0) for line in lines)
-            for k in ("seconds.sample", "seconds.teach", "seconds.learn", "tokens")
+            for k in ("seconds.sample", "seconds.teach", "seconds.learn", "tokens", "teacher_tokens")
         }
         summary = {
             "method": self.settings.method,
-            "steps": self.settings.steps,
+            "steps": steps,
             "student_before": before["student"],
             "student_after": after,
             "teacher": before["teacher"],
@@ -203,8 +212,7 @@ class Run:
 
     def record(self, batch: Batch) -> None:
         self.append({"step": batch.step, **batch.metrics})
-        every, last = self.settings.rows_every, self.settings.steps - 1
-        if batch.step in (0, last) or self.due(every, batch.step):
+        if batch.step == 0 or self.training.is_done or self.due(self.settings.rows_every, batch.step):
             self.save_rows("rows", batch.step, batch.rows)
         for watch in self.watches:
             watch.stepped({"step": batch.step, **batch.metrics})
@@ -234,7 +242,7 @@ class Run:
     def save_drafts(self, step: int) -> None:
         if self.teacher is None or not self.settings.drafts or not self.teacher.can & {"chosen"}:
             return
-        problems = self.task.held_out[: self.settings.drafts]
+        problems = self.problems(self.settings.drafts)
         marked = drafts(
             self.training.student, self.teacher, self.task, problems, self.settings.max_new, self.settings.seed
         )
@@ -255,6 +263,7 @@ class Run:
             )
             save_state(folder, "method", {name: part.state_dict() for name, part in t.method.state.items()})
             moving = {"step": t.step, "position": t.source.position, "failures": t.failures}
+            moving |= {"spent": t.budget.spent} if t.budget else {}
             (folder / "moving.json").write_text(json.dumps(moving), encoding="utf-8")
 
         write_folder(self.folder / "checkpoints" / f"step-{t.step:06d}", fill)
@@ -273,6 +282,8 @@ class Run:
         for name, state in load_state(folder, "method").items():
             t.method.state[name].load_state_dict(state)
         t.step, t.source.position, t.failures = moving["step"], moving["position"], moving["failures"]
+        if t.budget:
+            t.budget.spent = moving["spent"]
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

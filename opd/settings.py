@@ -9,9 +9,10 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from opd import recipes
+from opd.budget import Budget
 from opd.errors import SettingError, nearest
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Settings(BaseModel):
     )
     skip_first: int = Field(0, ge=0, description="tokens at the start of an answer that are not learned from")
     steps: int = Field(100, ge=0, description="batches to learn from")
+    budget: str = Field("", description="ends the run instead of --steps: tokens=N, seconds=N or teacher_tokens=N")
     batch: int = Field(16, ge=1, description="problems per step")
     max_new: int = Field(256, ge=1, description="tokens of an answer at most")
     seed: int = Field(0, ge=0, description="fixes everything on a CPU")
@@ -68,10 +70,13 @@ class Settings(BaseModel):
     )
     eval_problems: int = Field(256, ge=1, description="held-out problems of an examination")
     eval_samples: int = Field(1, ge=1, description="sampled answers per held-out problem")
+    eval_on: Literal["reported", "tuning"] = Field("reported", description="part of the held-out problems")
+    tuning_problems: int = Field(0, ge=0, description="held-out problems set aside to choose settings with")
     checkpoint_every: int = Field(50, ge=0, description="steps between checkpoints; 0: only when stopped")
     keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are deleted")
     rows_every: int = Field(0, ge=0, description="steps between saved tables of rows; 0: first and last")
     drafts: int = Field(48, ge=0, description="held-out answers that the page shows marked up, before and after")
+    doctor: Literal["on", "off"] = Field("on", description="a look at models and task before the first step")
     logger: Literal["none", "wandb", "trackio", "tensorboard"] = Field("none", description="beside metrics.jsonl")
     trust_remote_code: bool = Field(False, description="allow code from a model folder to run")
 
@@ -92,6 +97,23 @@ class Settings(BaseModel):
         parameters = {**written, **overrides.pop("parameters", {})}
         return cls.of(**{**values, **overrides, "parameters": parameters})
 
+    @model_validator(mode="after")
+    def _ends_once(self) -> Settings:
+        """Steps and a budget in another unit are not given together: a run has one end."""
+        if self.budget:
+            end = Budget.of(self.budget)
+            steps = int(end.amount) if end.unit == "steps" else 0
+            if "steps" in self.model_fields_set and self.steps != steps:
+                got = f"steps {self.steps} and budget {self.budget}"
+                raise SettingError("a run ends once", got=got, expected="steps or a budget")
+            self.steps = steps
+        return self
+
+    def end(self) -> Budget | None:
+        """What ends the run, nothing of it spent; None where that is the number of steps."""
+        budget = Budget.of(self.budget) if self.budget else None
+        return budget if budget and budget.unit != "steps" else None
+
     @property
     def folder(self) -> Path:
         task = self.task.split(",")[0].replace(":", "-").replace("/", "-")
@@ -100,10 +122,13 @@ class Settings(BaseModel):
     def build_method(self) -> Method:
         return recipes.load(self.method)(**self.parameters)
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step: a linear warm-up, then constant, linear or cosine down to floor * lr."""
+    def rate(self, step: int, share: float | None = None) -> float:
+        """Learning rate of a step: a linear warm-up, then constant, linear or cosine down to floor * lr.
+
+        The way down follows the `share` of the budget that is spent; None where that is the share of the steps.
+        """
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        done = step / max(self.steps, 1)
+        done = step / max(self.steps, 1) if share is None else share
         shape = {
             "constant": 1.0,
             "linear": 1 - (1 - self.floor) * done,

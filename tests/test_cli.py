@@ -72,7 +72,8 @@ def test_help_and_lists_import_no_torch():
 import sys
 from opd.cli.main import main
 for words in [["--version"], ["--help"], ["list"], ["train", "--help"], ["train", "gkd", "--help"], ["eval", "--help"],
-              ["show", "--help"], ["check", "--help"], ["check", "gkd", "--help"], ["report", "--help"]]:
+              ["show", "--help"], ["check", "--help"], ["check", "gkd", "--help"], ["report", "--help"],
+              ["compare", "--help"]]:
     assert main(words) == 0, words
 heavy = {"torch", "transformers", "numpy"} & set(sys.modules)
 sys.exit(f"imported: {heavy}" if heavy else 0)

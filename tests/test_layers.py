@@ -24,8 +24,10 @@ for part in PARTS:
     ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes"} - {part}
 ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}
+ALLOWED["budget"] = {"errors"}
+ALLOWED["meter"] = {"protocols", "rollout"}
 ALLOWED["routes"] = {"rows", "rollout", "protocols"}
-ALLOWED["loop"] = ALLOWED["step"] | {"step", "routes"}
+ALLOWED["loop"] = ALLOWED["step"] | {"step", "budget", "meter", "routes"}
 OUTSIDE_RECIPES = {"transformers", "vllm", "ray", "torch.distributed", "safetensors", "pydantic"}
 
 
@@ -73,6 +75,11 @@ def test_step_and_loop_name_no_method_and_no_column_of_one():
             if isinstance(node, ast.Constant)
         }
         assert not words & {*recipes.names(), "advantage", "teacher", "behaviour"}, module
+
+
+def test_only_the_command_line_knows_of_comparisons():
+    knowing = {file.relative_to(ROOT).parts[0] for file in ROOT.rglob("*.py") if "compare" in inside(imports(file))}
+    assert knowing == {"cli", "compare"}
 
 
 def test_the_core_is_light():

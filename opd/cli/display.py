@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from opd.budget import Budget
     from opd.run import Run
 
 LINES = 20  # plain lines of steps in a whole run
@@ -29,6 +30,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.step = self.steps = 0
+        self.budget: Budget | None = None
         self.title = ""
         self.losses = deque[float](maxlen=60)
         self.seconds = deque[float](maxlen=20)
@@ -49,12 +51,14 @@ class Progress:
         learning = sum(p.numel() for p in training.student.parameters())
         self.title = f"{s.method} on {s.task}: {s.student} learns from {run.teacher_spec}"
         self.say(self.title, "bold")
-        size, device = f"{training.steps} steps of {training.batch} problems", training.student.device
+        self.budget = training.budget
+        steps = f"{s.budget}, steps" if training.budget else f"{training.steps} steps"
+        size, device = f"{steps} of {training.batch} problems", training.student.device
         self.say(f"{size}, {counted(learning)} parameters, {device}, folder {run.folder}")
         if run.resumed:
             self.say(f"continuing after step {training.step}")
-        for note in getattr(run.task, "notes", ()):
-            self.warn(note)
+        for note in (*getattr(run.task, "notes", ()), *run.findings):
+            self.warn(str(note))
 
     def phase(self, name: str, done: int, total: int) -> None:
         self.phase_now = (name, done, total)
@@ -62,6 +66,8 @@ class Progress:
     def stepped(self, metrics: dict[str, Any]) -> None:
         self.phase_now = ("", 0, 0)
         self.step, self.metrics = int(metrics["step"]) + 1, metrics
+        if self.budget:  # as many as there will be at this pace
+            self.steps = max(self.step, round(self.step / max(self.budget.share, 1e-9)))
         self.losses.append(metrics["loss"])
         self.seconds.append(sum(metrics.get(f"seconds.{phase}", 0.0) for phase in PHASES))
         self.watch_for_trouble(metrics)

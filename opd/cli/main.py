@@ -1,7 +1,7 @@
 """The entry point: a word chooses a command, and whatever goes wrong becomes one sentence and an exit code.
 
 0    done
-1    a method broke its contract, or a bug of opd
+1    a method broke its contract, the doctor found a fault, a run of a comparison broke, or a bug of opd
 2    an input that cannot be: option, file, model
 130  stopped by Ctrl-C or SIGTERM
 141  nobody reads the output any more
@@ -24,8 +24,10 @@ COMMANDS = {  # name -> where it lives, what it does
     "list": ("methods", "list_", "all methods, one line each"),
     "show": ("methods", "show", "a method: equation, slots, columns, model passes, parameters"),
     "check": ("methods", "check", "run a method's contract on a toy, within seconds"),
+    "doctor": ("doctoring", "doctor", "find out what is wrong with a run before it is paid for"),
     "train": ("training", "train", "let a student learn"),
     "eval": ("examining", "eval_", "examine a model on a task's held-out problems"),
+    "compare": ("comparing", "compare", "hold methods against one another: same start, problems, budget, examination"),
     "report": ("reporting", "report", "write the page of a run, beside others for comparison"),
 }
 EXAMPLES = """\

@@ -52,9 +52,10 @@ def render(run: Folder, others: Sequence[Folder] = ()) -> str:
         "further": figures.further(run),
         "inside": inside.curves(run),
     }
-    script = "\n".join(_resource(name) for name in SCRIPTS)
-    html = _environment().from_string(_resource("page.html"))
-    text = html.render(
+    return filled(
+        _resource("page.html"),
+        {"marks": drawn.data if drawn else None, "figures": curves},
+        SCRIPTS,
         run=run,
         rows=found,
         headline=result.headline(found),
@@ -66,10 +67,22 @@ def render(run: Folder, others: Sequence[Folder] = ()) -> str:
         times=figures.times([run, *others]),
         choices=choices.choices(run),
         notes=_notes(run.notes),
-        style=Markup("\n".join(_resource(name) for name in STYLES)),
-        script=Markup(script),
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=embedded({"marks": drawn.data if drawn else None, "figures": curves}),
+    )
+
+
+def filled(html: str, data: Any, scripts: Sequence[str], style: str = "", **values: Any) -> str:
+    """A page from its template: `scripts` may run in it and nothing else, `data` is what they draw."""
+    script = "\n".join(_resource(name) for name in scripts)
+    text = (
+        _environment()
+        .from_string(html)
+        .render(
+            **values,
+            style=Markup("\n".join([*(_resource(name) for name in STYLES), style])),
+            script=Markup(script),
+            digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            data=embedded(data),
+        )
     )
     return text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
 

@@ -2,7 +2,7 @@
 (() => {
   "use strict";
   const DATA = JSON.parse(document.getElementById("data").textContent).figures;
-  const TONES = { run: "--student", second: "--teacher", raw: "--raw", baseline: "--pencil", teacher: "--teacher" };
+  const TONES = { method: "--student", run: "--student", second: "--teacher", raw: "--raw", baseline: "--pencil", teacher: "--teacher" };
   const DASHES = [[6, 4], [2, 3], [9, 3, 2, 3], [1, 2]];
   const drawn = []; // {plot, box, draw}: everything that is on the page now
 
@@ -24,7 +24,7 @@
     let dashes = 0;
     const few = figure.x.length < 30;
     for (const line of [...figure.lines].sort((a, b) => order(a) - order(b))) {
-      const dash = line.role === "baseline" ? DASHES[dashes++ % DASHES.length] : line.role === "teacher" ? [3, 3] : undefined;
+      const dash = line.role === "baseline" ? DASHES[dashes++ % DASHES.length] : line.role === "teacher" ? [3, 3] : line.dash;
       if (line.low) {
         data.push(line.high, line.low);
         series.push({ scale: "y", stroke: "transparent", points: { show: false }, spanGaps: true, of: null });
@@ -32,7 +32,7 @@
         bands.push({ series: [series.length - 2, series.length - 1], fill: tone("--band") });
       }
       data.push(line.y);
-      const colour = tone(TONES[line.role]);
+      const colour = tone(line.tone ?? TONES[line.role]);
       const dotted = few && line.role !== "teacher" && line.role !== "raw";
       series.push({
         scale: "y", stroke: colour, width: line.role === "raw" ? 1 : 2, dash, spanGaps: true, of: line, format,
@@ -42,19 +42,19 @@
     return { data, series, bands };
   }
 
-  const order = (line) => ["raw", "teacher", "baseline", "second", "run"].indexOf(line.role);
+  const order = (line) => ["raw", "teacher", "baseline", "second", "method", "run"].indexOf(line.role);
 
   /** What stands above a figure: every line with its value at the cursor, else at its end. */
-  function legend(keys, plot, at) {
+  function legend(keys, plot, at, unit = "step") {
     const texts = [];
-    if (at !== null) texts.push(Object.assign(document.createElement("span"), { textContent: `step ${plot.data[0][at]}` }));
+    if (at !== null) texts.push(Object.assign(document.createElement("span"), { textContent: `${unit} ${number(plot.data[0][at])}` }));
     [...plot.series].reverse().forEach((one, back) => {
       if (!one.of || one.of.role === "raw") return;
       const y = plot.data[plot.series.length - 1 - back];
       const value = at === null ? y.findLast((each) => each !== null) : y[at];
       const key = document.createElement("span");
       key.className = "key";
-      key.style.setProperty("--tone", `var(${TONES[one.of.role]})`);
+      key.style.setProperty("--tone", `var(${one.of.tone ?? TONES[one.of.role]})`);
       if (one.dash) key.style.setProperty("--dash", one.dash[0] > 3 ? "dashed" : "dotted");
       key.append(one.of.label, " ", Object.assign(document.createElement("b"), { textContent: value == null ? "–" : one.format(value) }));
       texts.push(key);
@@ -77,7 +77,7 @@
     const { data, series, bands } = columns(figure, format);
     const axis = { stroke: tone("--quiet"), font: `11px ${getComputedStyle(document.body).fontFamily}`, ticks: { show: false } };
     const grid = { stroke: tone("--rule"), width: 1 };
-    const show = (plot) => legend(keys, plot, plot.cursor.idx ?? null);
+    const show = (plot) => legend(keys, plot, plot.cursor.idx ?? null, figure.along);
     return [{
       width, height: 190, legend: { show: false }, padding: [8, 16, 0, 0], bands, series,
       scales: { x: { time: false }, y: { range: range(figure) } },

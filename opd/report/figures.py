@@ -48,7 +48,7 @@ INSIDE: Curves = (
 )
 EXACT = {"lr"}  # not measured, so not smoothed
 RARE = {"truncated", "loops"}  # need no curve while they are 0
-ELSEWHERE = {"step", "tokens", "length.max", *(f"seconds.{phase}" for phase in PHASES)}
+ELSEWHERE = {"step", "tokens", "teacher_tokens", "length.max", *(f"seconds.{phase}" for phase in PHASES)}
 FAMILIES = ("ratio.at.", "ratio.on.", "kinds.")  # drawn as bars
 
 

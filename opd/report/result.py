@@ -75,7 +75,8 @@ def last(run: Folder, role: Literal["run", "baseline"]) -> Row | None:
         if line is None:
             return None
         exam, done = from_line(line), int(line["step"])
-        detail = f"so far, after {done} of {run.steps_asked} steps"
+        of = f" of {run.steps_asked}" if run.steps_asked else ""
+        detail = f"so far, after {done}{of} steps"
     return Row(role, run.label, detail, exam, done, seconds(run))
 
 

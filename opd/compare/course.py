@@ -1,0 +1,131 @@
+"""The course of a comparison: check, tune, run, look, write down."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from opd import report
+from opd.checkpoint import write_text
+from opd.compare import check, verdicts
+from opd.compare.outcome import Difference, Field, Line, Measure, look
+from opd.compare.plan import TUNING_SEED, Contest, Trial
+from opd.compare.pool import Onlooker, Pool, is_finished
+from opd.compare.tuning import Tried, choose, rates
+from opd.run import Stopped
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result: lines of the table, what was tried, differences, sentences."""
+
+    contest: Contest
+    field: Field
+    lines: list[Line]
+    tried: list[Tried]
+    aside: int  # tuning problems
+    differences: list[Difference]
+    verdicts: list[str]
+    notes: list[str]
+
+    @property
+    def is_whole(self) -> bool:
+        """Every method has all its seeds."""
+        return all(len(line.seeds) == self.contest.seeds for line in self.lines if line.role == "method")
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain JSON values."""
+        contest = self.contest
+        return {
+            "settings": contest.shared,
+            "seeds": list(range(contest.seeds)),
+            "baseline": contest.reference.label,
+            "methods": [asdict(entrant) for entrant in contest.entrants],
+            "problems": self.field.problems,
+            "tuning": {"problems": self.aside, "seed": TUNING_SEED, "tried": [asdict(one) for one in self.tried]},
+            "table": [asdict(line) for line in self.lines],
+            "differences": [asdict(one) for one in self.differences],
+            "verdicts": self.verdicts,
+            "notes": self.notes,
+            "runs": [
+                {
+                    "method": run.trial.entrant.label,
+                    "seed": run.trial.seed,
+                    "lr": run.trial.lr,
+                    "folder": str(run.trial.folder.relative_to(contest.out)),
+                    "error": run.error,
+                    "entropy": run.entropy,
+                    **run.summary,
+                }
+                for run in self.field.runs
+            ],
+        }
+
+
+def compare(contest: Contest, jobs: int, onlooker: Onlooker) -> Comparison:
+    """Runs whatever is not done yet and writes comparison.json and comparison.html; raises Stopped after Ctrl-C."""
+    aside = check.check(contest)
+    tuning = contest.tuning(aside)
+    check.check_folders([*tuning, *possible(contest, aside)])
+    contest.out.mkdir(parents=True, exist_ok=True)
+    errors = finish(tuning, jobs, onlooker)
+    tried = choose([look(trial, errors) for trial in tuning])
+    own = rates(tried) if contest.rates else {e.label: contest.settings(e).lr for e in contest.entrants}
+    reported = contest.reported(own, aside)
+    errors = finish(reported, jobs, onlooker)
+    comparison = concluded(contest, Field(tuple(look(trial, errors) for trial in reported)), tried, aside)
+    write(comparison)
+    return comparison
+
+
+def possible(contest: Contest, aside: int) -> list[Trial]:
+    """Every reported trial that tuning could lead to."""
+    grid = contest.rates or (contest.settings(contest.entrants[0]).lr,)
+    return [trial for rate in grid for trial in contest.reported({e.label: rate for e in contest.entrants}, aside)]
+
+
+def finish(trials: list[Trial], jobs: int, onlooker: Onlooker) -> dict[Path, str]:
+    """Brings trials to their end and gives what broke."""
+    pool = Pool(jobs, onlooker)
+    pool.run(trials)
+    if pool.stopping:
+        raise Stopped
+    return pool.errors
+
+
+def concluded(contest: Contest, field: Field, tried: list[Tried], aside: int) -> Comparison:
+    lines = [field.line(label) for label in field.labels]
+    for label in (entrant.label for entrant in contest.entrants if entrant.label not in field.labels):
+        errors = tuple(f"lr {one.lr:g}: {one.error}" for one in tried if one.label == label)
+        lines.append(Line("method", label, {}, errors=errors))
+    order = [entrant.label for entrant in contest.entrants]
+    lines.sort(key=lambda line: order.index(line.label))
+    before, teacher = field.examined(field.before()), field.examined(field.teacher())
+    lines = [Line("before", "student before", before), *lines] if before else lines
+    lines = [*lines, Line("teacher", "teacher", teacher)] if teacher else lines
+    return Comparison(
+        contest, field, lines, tried, aside, differences(contest, field),
+        verdicts.verdicts(contest, field), verdicts.notes(contest, field),
+    )  # fmt: skip
+
+
+def differences(contest: Contest, field: Field) -> list[Difference]:
+    """Every other method against the baseline."""
+    measures: tuple[Measure, ...] = ("sampled", "greedy", "reverse_kl")
+    reference = contest.reference.label
+    found = [field.difference(e, reference, m) for e in field.labels if e != reference for m in measures]
+    return [one for one in found if one]
+
+
+def write(comparison: Comparison) -> None:
+    """comparison.json, the page of every finished run that has none, and comparison.html."""
+    from opd.compare import page
+
+    out = comparison.contest.out
+    write_text(out / "comparison.json", json.dumps(comparison.to_json(), indent=1))
+    for run in comparison.field.runs:
+        if is_finished(run.trial) and not (run.trial.folder / "report.html").is_file():
+            report.write(run.trial.folder)
+    write_text(out / "comparison.html", page.render(comparison))

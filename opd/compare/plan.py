@@ -1,0 +1,144 @@
+"""A comparison as a list of runs: every method with every seed, all else the same."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opd import recipes
+from opd.errors import SettingError
+from opd.settings import Settings, checked_parameters
+
+TUNING_SEED = 1_000_000  # of the runs that choose a learning rate; no reported run has it
+UNREPORTED: dict[str, Any] = {"eval_on": "tuning", "drafts": 0, "eval_every": 0}  # settings of those runs
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One method with its parameters; `label` is what the table calls it."""
+
+    label: str
+    method: str
+    parameters: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def of(cls, word: str) -> Entrant:
+        """'gkd:lam=1,beta=1' as a method and its checked parameters."""
+        method, colon, rest = word.partition(":")
+        recipes.check_name(method)
+        given: dict[str, Any] = {}
+        for pair in re.split(r",(?=\w+=)", rest) if colon else ():
+            name, equals, value = pair.partition("=")
+            if not equals:
+                raise SettingError(f"a parameter of {method}", got=repr(pair), expected=f"{method}:name=value")
+            if name in given:
+                raise SettingError(f"parameter {name!r} of {method} is given twice", got=word)
+            given[name] = value
+        return cls(word, method, checked_parameters(method, given))
+
+    @property
+    def slug(self) -> str:
+        """The label as a part of a folder's name."""
+        return re.sub(r"[^\w.=-]+", "-", self.label)[:100]
+
+    @property
+    def resolved(self) -> tuple[str, str]:
+        """The same for two entrants that would do the same."""
+        defaults = {name: p.default for name, p in inspect.signature(recipes.load(self.method)).parameters.items()}
+        return self.method, repr(sorted((defaults | self.parameters).items()))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of the comparison."""
+
+    entrant: Entrant
+    lr: float
+    seed: int
+    settings: Settings
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.folder
+
+    @property
+    def name(self) -> str:
+        seed = "" if self.seed == TUNING_SEED else f", seed {self.seed}"
+        return f"{self.entrant.label}, lr {self.lr:g}{seed}"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is compared: the entrants, the settings that all of them share, the seeds, and the rates to choose from."""
+
+    entrants: tuple[Entrant, ...]
+    shared: dict[str, Any]  # settings; none of method, parameters, seed, out
+    out: Path
+    seeds: int = 1
+    rates: tuple[float, ...] = ()  # every method tries all of them; none: all have shared["lr"]
+    baseline: str = ""  # label or method; the first entrant if empty
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise SettingError("seeds", got=self.seeds, expected="at least 1")
+        if not self.entrants:
+            raise SettingError("nothing to compare", got="no method", remedy="For example opd compare sft gkd:lam=1")
+        check_apart(self.entrants)
+        for rate in self.rates:
+            if not 0 < rate < float("inf"):
+                raise SettingError("a learning rate to try", got=rate, expected="a number above 0")
+        if len(set(self.rates)) < len(self.rates):
+            raise SettingError("a learning rate is to be tried twice", got=",".join(f"{rate:g}" for rate in self.rates))
+        _ = self.reference
+
+    @property
+    def reference(self) -> Entrant:
+        """Against whom the others are held."""
+        if not self.baseline:
+            return self.entrants[0]
+        found = [e for e in self.entrants if e.label == self.baseline]
+        found = found or [e for e in self.entrants if e.method == self.baseline]
+        if len(found) != 1:
+            labels = ", ".join(entrant.label for entrant in self.entrants)
+            raise SettingError("the baseline", got=repr(self.baseline), expected=f"one of {labels}")
+        return found[0]
+
+    def settings(self, entrant: Entrant, **more: Any) -> Settings:
+        return Settings.of(method=entrant.method, parameters=entrant.parameters, **{**self.shared, **more})
+
+    def tuning(self, aside: int) -> list[Trial]:
+        """One trial per method and rate, examined on `aside` problems that nothing else is examined on."""
+        return [
+            self._trial(e, rate, TUNING_SEED, "tuning", tuning_problems=aside, **UNREPORTED)
+            for e in self.entrants
+            for rate in self.rates
+        ]
+
+    def reported(self, rates: dict[str, float], aside: int) -> list[Trial]:
+        """Every method with every seed, at its rate (by label); a method without one has no trial."""
+        return [
+            self._trial(e, rates[e.label], seed, "runs", tuning_problems=aside)
+            for seed in range(self.seeds)
+            for e in self.entrants
+            if e.label in rates
+        ]
+
+    def _trial(self, entrant: Entrant, rate: float, seed: int, where: str, **more: Any) -> Trial:
+        end = "" if seed == TUNING_SEED else f"-seed{seed}"
+        folder = self.out / where / f"{entrant.slug}-lr{rate:g}{end}"
+        return Trial(entrant, rate, seed, self.settings(entrant, lr=rate, seed=seed, out=str(folder), **more))
+
+
+def check_apart(entrants: Sequence[Entrant]) -> None:
+    """Two that would do the same, or whose folders would have the same name, are refused."""
+    slugs = Counter(entrant.slug for entrant in entrants)
+    done = Counter(entrant.resolved for entrant in entrants)
+    for entrant in entrants:
+        if done[entrant.resolved] > 1 or slugs[entrant.slug] > 1:
+            same = [e.label for e in entrants if e.resolved == entrant.resolved or e.slug == entrant.slug]
+            raise SettingError("two methods are the same", got=" and ".join(same[:2]), remedy="Leave one of them out")

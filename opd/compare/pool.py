@@ -1,0 +1,157 @@
+"""Runs as processes side by side: each in its own folder, each on its own when it fails, all of them stoppable."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import opd
+from opd.compare.plan import Trial
+from opd.settings import Settings
+
+EVERY = 0.2  # seconds between two looks at the processes
+
+
+class Onlooker(Protocol):
+    """Whoever shows how far the runs are."""
+
+    def begun(self, trial: Trial) -> None: ...
+    def looked(self, running: Sequence[Trial]) -> None: ...
+    def ended(self, trial: Trial, error: str) -> None: ...
+
+
+@dataclass
+class Pool:
+    """At most `jobs` runs at a time. After `run`, `errors` says of every broken trial why; `stopping`: Ctrl-C came."""
+
+    jobs: int
+    onlooker: Onlooker
+    errors: dict[Path, str] = field(default_factory=dict[Path, str])
+    stopping: bool = False
+    running: dict[Path, tuple[Trial, subprocess.Popen[bytes]]] = field(default_factory=dict[Path, Any])
+    asked: set[Path] = field(default_factory=set[Path])  # to save and stop
+
+    def run(self, trials: Sequence[Trial]) -> None:
+        """Brings every trial to its end; those that are finished already are left."""
+        waiting = [trial for trial in trials if not is_finished(trial)]
+        with self._interruptible():
+            try:
+                while (waiting and not self.stopping) or self.running:
+                    while waiting and len(self.running) < self.jobs and not self.stopping:
+                        self._start(waiting.pop(0))
+                    time.sleep(EVERY)
+                    self._look()
+            finally:
+                self._kill()  # reached with runs alive only when something here went wrong
+
+    def _start(self, trial: Trial) -> None:
+        log = log_of(trial)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            # a session of its own: Ctrl-C comes here first, and every run is asked to stop once
+            process = subprocess.Popen(
+                command(trial, self.jobs), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env=environment(), start_new_session=True,
+            )  # fmt: skip
+        self.running[trial.folder] = trial, process
+        self.onlooker.begun(trial)
+
+    def _look(self) -> None:
+        for folder, (trial, process) in list(self.running.items()):
+            if (code := process.poll()) is None:
+                if self.stopping and folder not in self.asked:
+                    self.asked.add(folder)
+                    process.terminate()
+                continue
+            del self.running[folder]
+            error = "" if is_finished(trial) else "stopped" if self.stopping else explained(trial, code)
+            if error and not self.stopping:
+                self.errors[folder] = error
+            self.onlooker.ended(trial, error)
+        self.onlooker.looked([trial for trial, _ in self.running.values()])
+
+    def _kill(self) -> None:
+        for _, process in self.running.values():
+            if process.poll() is None:
+                process.kill()
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C lets every run save and end, the second ends them at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: object) -> None:
+            if self.stopping:
+                self._kill()
+            self.stopping = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def is_finished(trial: Trial) -> bool:
+    return (trial.folder / "summary.json").is_file()
+
+
+def log_of(trial: Trial) -> Path:
+    """What the process said stands beside the run's folder, which belongs to the run."""
+    return trial.folder.with_name(f"{trial.folder.name}.log")
+
+
+def command(trial: Trial, jobs: int) -> list[str]:
+    """The words that start a trial, or go on with it; of several at a time each has one thread, unless it says else."""
+    start = [sys.executable, "-m", "opd", "train"]
+    if (trial.folder / "run.toml").is_file():
+        return [*start, "--resume", str(trial.folder)]
+    alone = ["--threads=1"] if jobs > 1 and not trial.settings.threads else []
+    return [*start, *words(trial.settings), *alone]
+
+
+def words(settings: Settings) -> list[str]:
+    """Settings as they would be typed; what is at its default is left out."""
+    values = settings.model_dump(mode="json", exclude_defaults=True, exclude={"method", "parameters"})
+    if settings.budget:
+        values.pop("steps", None)  # the budget says it
+    return [settings.method, *(_word(k, v) for k, v in (settings.parameters | values).items())]
+
+
+def _word(name: str, value: Any) -> str:
+    flag = name.replace("_", "-")
+    match value:
+        case bool():
+            return f"--{flag}" if value else f"--no-{flag}"
+        case list() | tuple():
+            return f"--{flag}={','.join(map(str, value))}"
+    return f"--{flag}={value}"
+
+
+def environment() -> dict[str, str]:
+    """The runs use this very package, wherever they are started."""
+    paths = [str(Path(opd.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def explained(trial: Trial, code: int) -> str:
+    """Why a run broke, in one line."""
+    said = log_of(trial).read_text(encoding="utf-8", errors="replace").splitlines()
+    own = [line.removeprefix("opd: ") for line in said if line.startswith("opd: ")]
+    if own:
+        return own[-1]
+    if code < 0:
+        return f"ended by signal {-code} ({signal.Signals(-code).name}); no memory left, or somebody killed it"
+    return f"exit code {code}; see {log_of(trial)}"

@@ -1,0 +1,276 @@
+"""Comparisons: what is refused before anything starts, what is concluded, and real processes that break and go on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_comparison import comparison, contest, finish
+
+from opd import recipes
+from opd.cli import comparing, options
+from opd.cli.main import main
+from opd.cli.training import settings_of
+from opd.compare import verdicts
+from opd.compare.check import check_folders
+from opd.compare.course import possible
+from opd.compare.curves import mean
+from opd.compare.plan import TUNING_SEED, Entrant
+from opd.compare.pool import command, words
+from opd.compare.watching import Pace
+from opd.errors import SettingError
+from opd.examined import examined, split
+from opd.lab.toy import problems
+from opd.settings import Settings
+
+# ---- what was typed
+
+
+def test_parameters_of_a_method():
+    entrant = Entrant.of("gkd:lam=1,mean=token_mean")
+    assert (entrant.method, entrant.parameters) == ("gkd", {"lam": 1.0, "mean": "token_mean"})
+
+
+REFUSED = [
+    (["gdk"], [], "unknown method"),
+    (["gkd:lamb=1"], [], "unknown parameter of gkd"),
+    (["gkd:lam=much"], [], "expected a number"),
+    (["gkd:1"], [], "expected gkd:name=value"),
+    (["gkd:lam=1,lam=0"], [], "given twice"),
+    (["gkd", "gkd:lam=0.5"], [], "two methods are the same"),
+    (["sft", "sft"], [], "two methods are the same"),
+    (["sft"], ["--seeds", "0"], "seeds: got 0"),
+    (["sft"], ["--seeds", "some"], "expected a whole number"),
+    (["sft"], ["--jobs", "-1"], "jobs"),
+    (["sft"], ["--budget", "hours=2"], "unknown unit of a budget"),
+    (["sft"], ["--budget", "tokens=0"], "expected a whole number above 0"),
+    (["sft"], ["--budget", "tokens=9", "--steps", "3"], "a run ends once"),
+    (["sft"], ["--tune", "batch=1,2"], "expected lr= and numbers"),
+    (["sft"], ["--tune", "lr=1e-3,-1"], "expected a number above 0"),
+    (["sft"], ["--tune", "lr=1e-3,1e-3"], "tried twice"),
+    (["sft"], ["--tune", "lr=1e-3", "--lr", "1"], "given together"),
+    (["sft", "gkd"], ["--baseline", "sfd"], "one of sft, gkd"),
+    (["sft"], ["--seed", "3"], "no option '--seed'"),
+    ([], [], "needs methods"),
+    # what only the models and the task can tell
+    (["sft", "gkd"], ["--budget", "teacher_tokens=100"], "sft asks the teacher nothing"),
+    (["sft", "local_support:k=100000"], [], "larger than the vocabulary"),
+    (["sft", "gkd"], ["--tune", "lr=1e-3", "--tuning-problems", "512"], "no problem would be left"),
+    (["sft"], ["--task", "jsonl:nothing.jsonl"], "nothing.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("methods", "given", "said"), REFUSED)
+def test_what_cannot_be_is_one_sentence_and_nothing_is_written(methods, given, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *methods, *given, "--device", "cpu"]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and printed.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_setting_reaches_the_run_as_it_was():
+    settings = Settings.of(
+        method="gkd", parameters={"lam": 1, "mean": "token_mean"}, teacher="embedded:teacher", task="sums,train=64",
+        budget="tokens=500", lr=3e-4, betas=(0.8, 0.9), gradient_checkpointing=True, out="a/b", eval_on="tuning",
+        tuning_problems=5,
+    )  # fmt: skip
+    known = [*options.of_method("gkd"), *options.of_settings()]
+    places, given = options.parse(words(settings), known, "train gkd")
+    assert settings_of(places[0], "gkd", given) == settings
+
+
+def test_a_run_beside_others_has_one_thread(tmp_path):
+    (trial,) = contest(tmp_path, "sft", seeds=1).reported({"sft": 1e-3}, 0)
+    assert "--threads=1" in command(trial, 2) and "--threads=1" not in command(trial, 1)
+
+
+# ---- the plan
+
+
+def test_all_runs_share_everything_but_method_rate_and_seed(tmp_path):
+    made = contest(tmp_path, "sft", "gkd:lam=1", seeds=2, rates=(1e-3, 3e-3))
+    tuning, reported = made.tuning(7), made.reported({"sft": 1e-3, "gkd:lam=1": 3e-3}, 7)
+    assert len(tuning) == 4 and len(reported) == 4
+    assert len({trial.folder for trial in [*tuning, *reported]}) == 8
+    apart = {"method", "parameters", "lr", "seed", "out"}
+    shared = [trial.settings.model_dump(exclude=apart) for trial in reported]
+    assert all(one == shared[0] for one in shared)
+    assert {trial.seed for trial in reported} == {0, 1} and {trial.seed for trial in tuning} == {TUNING_SEED}
+    assert {trial.settings.eval_on for trial in tuning} == {"tuning"}
+
+
+def test_tuning_problems_are_none_of_the_reported_ones():
+    held_out = problems(20)
+    aside, reported = split(held_out, 6)
+    assert len(aside) == 6 and {p.id for p in aside} | {p.id for p in reported} == {p.id for p in held_out}
+    assert not {p.id for p in aside} & {p.id for p in reported}
+    assert split(held_out, 6) == (aside, reported)
+    assert examined(held_out, 0, "reported", 5) == held_out[:5]
+    for tuning, part in ((20, "reported"), (0, "tuning")):
+        with pytest.raises(SettingError):
+            examined(held_out, tuning, part, 5)
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path):
+    made = contest(tmp_path, "sft", seeds=2)
+    trials = possible(made, 0)
+    finish(trials[0], 0.5)
+    check_folders(trials)
+    other = contest(tmp_path, "sft", seeds=2, shared={"batch": 3})
+    with pytest.raises(SettingError, match="another batch: got 16, expected 3"):
+        check_folders(possible(other, 0))
+
+
+def test_seconds_are_not_shared_unless_asked():
+    assert comparing.contest_of(["sft"], {"budget": "seconds=5"})[1] == 1
+    assert comparing.contest_of(["sft"], {"budget": "seconds=5", "jobs": "3"})[1] == 3
+
+
+# ---- conclusions
+
+
+def test_a_control_is_beaten_or_not(tmp_path):
+    made = contest(tmp_path, "sampled_token", "shuffled", "gkd", "constant_negative")
+    found = {"sampled_token": 0.5, "gkd": 0.9, "shuffled": 0.1, "constant_negative": 0.5}
+    said = comparison(made, found).verdicts
+    assert [text.partition(":")[0] for text in said] == [
+        "sampled_token beats the control shuffled",
+        "sampled_token does not beat the control constant_negative",
+        "gkd beats the control shuffled",
+        "gkd beats the control constant_negative",
+    ]
+
+
+def test_every_control_is_a_method():
+    assert set(verdicts.CONTROLS) <= set(recipes.names())
+
+
+def test_without_a_control_that_is_said(tmp_path):
+    said = comparison(contest(tmp_path, "sft", "gkd"), {"sft": 0.5, "gkd": 0.9}).verdicts
+    assert "Nothing here was held against a control" in said[0]
+
+
+def test_a_method_that_moved_nothing_is_named(tmp_path):
+    said = comparison(contest(tmp_path, "sft", "gkd"), {"sft": 0.3, "gkd": 0.9}).verdicts
+    assert sum("cannot be told from the student before training" in text for text in said) == 1
+    assert any(text.startswith("sft cannot be told") for text in said)
+
+
+def test_one_seed_is_said_to_be_one(tmp_path):
+    made = comparison(contest(tmp_path, "sft", "gkd", seeds=1), {"sft": 0.5, "gkd": 0.9})
+    assert any(note.startswith("One seed: intervals are over problems only") for note in made.notes)
+    assert made.differences[0].interval.is_above
+
+
+def test_a_task_without_grades_is_judged_by_its_reverse_kl(tmp_path):
+    made = comparison(contest(tmp_path, "shuffled", "gkd"), {"shuffled": 0.2, "gkd": 0.9}, graded=False)
+    assert made.field.measure == "reverse_kl"
+    assert made.verdicts[0].startswith("gkd beats the control shuffled: −0.700 nats of reverse KL")
+
+
+def test_a_broken_run_costs_nobody_else(tmp_path):
+    why = "3 updates in a row had no finite gradient"
+    made = comparison(contest(tmp_path, "sft", "gkd"), {"sft": 0.5, "gkd": 0.9}, {"gkd, lr 0.001, seed 1": why})
+    lines = {line.label: line for line in made.lines}
+    assert lines["gkd"].seeds == (0, 2) and lines["gkd"].errors == (f"seed 1: {why}",)
+    assert lines["sft"].seeds == (0, 1, 2)
+    assert {gap.seeds for gap in made.differences} == {2} and not made.is_whole
+    assert any("Broken" in note for note in made.notes)
+
+
+def test_nothing_at_all_finished(tmp_path):
+    names = [f"{label}, lr 0.001, seed {seed}" for label in ("sft", "gkd") for seed in range(3)]
+    made = comparison(contest(tmp_path, "sft", "gkd"), {}, dict.fromkeys(names, "no memory"))
+    assert [line.numbers for line in made.lines] == [{}, {}] and made.differences == []
+    json.dumps(made.to_json())
+
+
+def test_the_best_rate_on_the_tuning_problems_is_chosen(tmp_path):
+    made = contest(tmp_path, "sft", "gkd", seeds=1, rates=(1e-3, 0.5))
+    found = comparison(made, {"sft": 0.8, "gkd": 0.9}, {"gkd, lr 0.5": "not finite"})
+    chosen = {one.label: one.lr for one in found.tried if one.is_chosen}
+    assert chosen == {"sft": 1e-3, "gkd": 1e-3}
+    assert [one.error for one in found.tried] == ["", "", "", "not finite"]
+    assert not any("see --tune" in note for note in found.notes)
+
+
+def test_means_of_curves_of_different_lengths_end_at_their_ends():
+    assert mean([[(0, 1.0), (10, 3.0)], [(0, 2.0), (6, 9.0), (12, 5.0)]]) == [(0, 1.5), (11, 4.0)]
+
+
+def test_pace_reads_what_was_written_since(tmp_path):
+    (trial,) = contest(tmp_path, "sft", seeds=1).reported({"sft": 1e-3}, 0)
+    pace = Pace(trial)
+    assert pace.share() == 0
+    trial.folder.mkdir(parents=True)
+    file = trial.folder / "metrics.jsonl"
+    file.write_text('{"step": 0, "eval.greedy": 1}\n{"step": 0, "loss": 1}\n{"step": 1, "lo')
+    assert pace.share() == 1 / 20
+    with file.open("a") as opened:
+        opened.write('ss": 1}\n')
+    assert pace.share() == 2 / 20
+    file.write_text('{"step": 0, "loss": 1}\n')
+    assert pace.share() == 1 / 20
+
+
+# ---- real processes
+
+FAST = [
+    *("--budget", "steps=60", "--batch", "4", "--max-new", "16", "--eval-problems", "8", "--drafts", "0"),
+    *("--eval-every", "0", "--checkpoint-every", "0", "--jobs", "2", "--lr", "1e-3"),
+]
+
+
+METHODS = ["sft", "gkd:lam=1"]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_stopped_broken_and_continued(tmp_path, capsys):
+    folder = tmp_path / "versus"
+    words = ["compare", *METHODS, *FAST, "--out", str(folder)]
+    runs = [folder / "runs" / name for name in ("sft-lr0.001-seed0", "gkd-lam=1-lr0.001-seed0")]
+    stop_in_the_middle(words, runs)
+    stopped = [run for run in runs if not (run / "summary.json").is_file()]
+    (saved,) = (stopped[0] / "checkpoints").iterdir()
+    moving = (saved / "moving.json").read_text()
+    (saved / "moving.json").write_text("half of it")
+
+    assert main(words) == 1, "one run is broken, the other comes to its end"
+    assert "cannot be read" in capsys.readouterr().out
+    found = json.loads((folder / "comparison.json").read_text())
+    assert sorted(bool(run["error"]) for run in found["runs"]) == [False, True]
+    done = {file: file.stat().st_mtime_ns for file in folder.glob("runs/*/summary.json")}
+
+    (saved / "moving.json").write_text(moving)
+    assert main(words) == 0, "the broken one goes on, the other is left"
+    assert len(done) == 1 and all(file.stat().st_mtime_ns == then for file, then in done.items())
+    found = json.loads((folder / "comparison.json").read_text())
+    assert [line["label"] for line in found["table"]] == ["student before", *METHODS, "teacher"]
+    assert all((folder / run["folder"] / "report.html").is_file() for run in found["runs"])
+
+
+def stop_in_the_middle(words: list[str], runs: list[Path]) -> None:
+    """Ctrl-C when both runs have learned: they save, and no process is left."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "opd", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    files = [run / "metrics.jsonl" for run in runs]
+    while process.poll() is None and not all(file.is_file() and '"loss"' in file.read_text() for file in files):
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 130 and "the same command goes on from there" in said, said
+    assert len(children) == 2 and not any(is_alive(int(pid)) for pid in children)
+    assert all(list((run / "checkpoints").iterdir()) for run in runs)
