@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from opd import maths
+from opd.channel import Channel
 from opd.dist import Dist
 from opd.errors import ModelError, one_of, require
 from opd.protocols import EVERY_LAYER, Cast
@@ -24,10 +25,12 @@ Divergence = Callable[[Tensor, Tensor], Tensor]  # (lp, lq) [n, K] -> [n]
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """-log pi(y): learning to write what was written."""
+    """-log pi(y): learning to write what was written, or what the column `label` says should have been."""
+
+    label: str = "token"
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
-        return -student.chosen
+        return -(student.chosen if self.label == "token" else student.at(rows[self.label]))
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,25 @@ class Everywhere:
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         return self.divergence(student.logprobs(), rows.dist(self.teacher).logprobs())
+
+
+@dataclass(frozen=True)
+class ThroughChannel:
+    """How well the student, seen through the noise that its teacher is seen through, explains what the teacher says.
+
+    KL(q || C[pi]) over the whole vocabulary, or with a column `label` of tokens, -log C[pi](label). Either is least at
+    the clean teacher where q = C[clean]; without the channel it would be least at q, noise and all.
+    """
+
+    channel: Channel
+    label: str = ""
+    teacher: str = "teacher"
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        seen = self.channel(student.logprobs(), rows)
+        if self.label:
+            return -seen.gather(-1, rows[self.label][:, None]).squeeze(-1)
+        return maths.forward_kl(seen, rows.dist(self.teacher).logprobs().to(seen.device))
 
 
 @dataclass(frozen=True)

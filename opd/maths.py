@@ -345,6 +345,18 @@ def skew_reverse_kl(lp: Tensor, lq: Tensor, alpha: float, detach_mixture: bool =
     return _divergence(lp, lq, formula)
 
 
+def mixture(lp: Tensor, ln: Tensor, rate: float) -> Tensor:
+    """log((1 - rate) p + rate nu): `p` with a share `rate` of its draws replaced by draws from `nu`, with gradient.
+
+    Shapes: log-probs [N, K], [N, K] (or broadcast) -> [N, K]. Rate 0 gives lp itself, bit for bit. Raises ValueError
+    unless 0 <= rate < 1. Source: the model of a noisy expert in arXiv 2606.30923.
+    """
+    _require(0 <= rate < 1, f"a mixture got rate={rate}, expected a number in [0, 1): lower it.")
+    if rate == 0:
+        return lp
+    return torch.logaddexp(lp + math.log1p(-rate), ln + math.log(rate))
+
+
 def _product(mass: Tensor, x: Tensor) -> Tensor:
     # mass * x, written over x; mass 0 gives 0 also where x is nan.
     return x.mul_(mass).masked_fill_(mass == 0, 0)

@@ -38,7 +38,7 @@ def unchanged(rows: Rows) -> Rows:
 class Ask:
     """One question to one reader about every row, under one view; its answer becomes the column `into`.
 
-    `into` holds the distributions; `into.chosen` and `into.gathered` the narrow copies where they were asked for.
+    `into` holds the distributions; `into.chosen`, `into.gathered` and `into.label` what was asked for by row.
     """
 
     into: str

@@ -29,6 +29,7 @@ class Want:
     topk: int = 0  # the K most probable tokens
     gather: str = ""  # log-probs of the ids in this column [N, K]
     dist: bool = False  # the whole distribution, as hidden state and head
+    label: bool = False  # the token that the teacher would have taken, drawn once per row from its distribution
     layers: tuple[int, ...] = ()  # states after the decided token: blocks 1..L, -1 the last one, 0 every one
 
     @property
@@ -37,7 +38,7 @@ class Want:
             "chosen": self.chosen,
             "topk": self.topk,
             "gather": self.gather,
-            "dist": self.dist,
+            "dist": self.dist or self.label,
             "inner": self.layers,
         }
         return frozenset(name for name, value in asked.items() if value)
@@ -49,6 +50,7 @@ class Want:
             max(self.topk, other.topk),
             self.gather or other.gather,
             self.dist or other.dist,
+            self.label or other.label,
             tuple(sorted({*self.layers, *other.layers})),
         )
 

@@ -83,6 +83,7 @@ class Rollout:
         default_factory=dict[str, float]
     )  # one number for all rows: group, turn, reward, ...
     text: str = ""  # the decided part, decoded once, for graders and people
+    seed: int | None = None  # of this sample of this visit: whatever else is drawn about it starts here
 
     def __post_init__(self) -> None:
         if self.tokens.shape != self.author.shape or self.tokens.ndim != 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ class OneTurn:
             continued(prompt, piece, visit.problem, self.sampling, author, student.decode(piece.tokens))
             for piece in pieces
         )
-        return Group(visit.problem, rollouts, student.render)
+        seeded = tuple(replace(rollout, seed=visit.seed(sample)) for sample, rollout in enumerate(rollouts))
+        return Group(visit.problem, seeded, student.render)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Traces:
         prompt = student.render(visit.problem.messages)
         text = student.decode(piece.tokens)
         rollout = continued(prompt, piece, visit.problem, self.sampling, TEACHER, text)
-        return Group(visit.problem, (rollout,), student.render)
+        return Group(visit.problem, (replace(rollout, seed=visit.seed(0)),), student.render)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -6,7 +6,7 @@ Axes: N rows of the batch, n rows of one rollout.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from opd.dist import Dist
 from opd.errors import AlignmentError, MethodError, TeacherError
+from opd.labels import labels
 from opd.method import Ask, Method, View
 from opd.protocols import Answer, Cast, Want
 from opd.rollout import Group, Rollout
@@ -70,9 +71,12 @@ def teach(asks: Sequence[Ask], groups: Sequence[Group], rows: Rows, cast: Cast) 
             raise MethodError(f"the view of {read.into} showed {read.who} nothing in the whole batch")
         if read.want.gather:
             contexts = _with_ids(contexts, shown, read.want.gather, rows)
-        answer = cast[read.who].read(contexts, read.want)
+        answer = cast[read.who].read(contexts, replace(read.want, dist=read.want.dist or read.want.label))
         present = [context is not None for context in shown]
-        rows = _place(rows, read, answer, present, [rollout.n for rollout, _ in members])
+        drawn = labels(answer.dist, contexts) if read.want.label and answer.dist is not None else None
+        if drawn is not None and not (read.want.dist or read.want.topk or read.want.layers):
+            answer = replace(answer, dist=None)  # it was only there to be drawn from
+        rows = _place(rows, read, answer, drawn, present, [rollout.n for rollout, _ in members])
     return rows
 
 
@@ -115,7 +119,9 @@ def _with_ids(contexts: list[Rollout], shown: Sequence[Rollout | None], name: st
     ]
 
 
-def _place(rows: Rows, read: Read, answer: Answer, present: Sequence[bool], sizes: Sequence[int]) -> Rows:
+def _place(
+    rows: Rows, read: Read, answer: Answer, drawn: Tensor | None, present: Sequence[bool], sizes: Sequence[int]
+) -> Rows:
     device = rows["keep"].device
     has = torch.from_numpy(np.repeat(np.asarray(present), sizes)).to(device)
     # rows without evidence point at any answer: they lose `keep`
@@ -131,6 +137,8 @@ def _place(rows: Rows, read: Read, answer: Answer, present: Sequence[bool], size
             columns[f"{into}.chosen"] = _spread(answer.chosen, rows, where, has)
         if answer.gathered is not None:
             columns[f"{into}.gathered"] = _spread(answer.gathered, rows, where, has)
+        if drawn is not None:
+            columns[f"{into}.label"] = drawn.to(device) if where is None else drawn.to(device)[where]
         if read.want.topk and dist is not None:
             columns[f"{into}.ids"] = dist.top(read.want.topk)
     return rows.plus(**columns) if where is None else rows.plus(**columns, keep=rows["keep"] & has)

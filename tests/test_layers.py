@@ -19,10 +19,11 @@ ALLOWED = {
     "protocols": {"dist", "rollout", "errors"},
     "method": {"dist", "rollout", "rows", "protocols", "errors"},
 }
-PARTS = {"sample", "views", "credit", "losses", "means", "observe"}
+PARTS = {"sample", "views", "credit", "losses", "means", "observe", "channel"}
 for part in PARTS:
-    ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes"} - {part}
-ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors"}
+    ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes", "channel"} - {part}
+ALLOWED["labels"] = {"dist", "rollout", "errors", "engines"}
+ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "labels"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}
 ALLOWED["budget"] = {"errors"}
 ALLOWED["meter"] = {"protocols", "rollout"}

@@ -19,6 +19,8 @@ TABLE = {
     "constant_negative": ({"threshold": 0.3}, {"student writes": 1, "student learns": 1}, set()),
     "gkd": ({"lam": 1.0}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "local_support": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 2}, {MATCHES}),
+    "nail": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
+    "nailgun": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "privileged": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "representation": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "sampled_token": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
@@ -90,6 +92,7 @@ def test_published_defaults():
     assert (defaults["gkd"]["lam"], defaults["gkd"]["beta"], defaults["gkd"]["mean"]) == (0.5, 0.5, "sequence_mean")
     assert (defaults["sampled_token"]["gamma"], defaults["sampled_token"]["n"]) == (0.0, 4)
     assert (defaults["privileged"]["divergence"], defaults["privileged"]["n"]) == ("forward_kl", 1)
+    assert (defaults["nail"]["noise"], defaults["nail"]["answer"]) == ("uniform", "whole")
     assert (defaults["representation"]["last"], defaults["representation"]["layers"]) == (2000, (0,))
 
 
@@ -132,6 +135,8 @@ def test_sampled_token_is_the_reverse_kl_gradient_in_expectation():
         ("sampled_token", {"unit": "words"}),
         ("sampled_token", {"n": 0}),
         ("privileged", {"divergence": "kl"}),
+        ("nail", {"rate": 1.0}),
+        ("nail", {"noise": "teacher", "noise_temperature": 0.0}),
     ],
 )
 def test_impossible_values_are_refused_when_the_method_is_built(name, parameters):

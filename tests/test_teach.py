@@ -8,11 +8,12 @@ import torch
 
 from opd.contract import toy_cast, toy_groups
 from opd.errors import AlignmentError, DataError, MethodError, TeacherError
-from opd.lab.toy import ToyModel
+from opd.lab.toy import ToyModel, problems
 from opd.losses import CrossEntropy
 from opd.means import token_mean
 from opd.method import Ask, Method, Term
 from opd.protocols import Want
+from opd.rollout import Visit
 from opd.rows import Rows
 from opd.sample import OneTurn
 from opd.teach import check_capabilities, reads, teach
@@ -139,3 +140,40 @@ def test_an_unknown_column_names_the_nearest():
     _, _, rows = table(method())
     with pytest.raises(MethodError, match="behaviour"):
         rows["behavior"]
+
+
+LABEL = Ask("teacher", "teacher", Want(label=True))
+
+
+def labelled(*asks, visit=0, n=2):
+    m = Method(sample=OneTurn(n), teach=asks, terms=TERMS)
+    cast = toy_cast(m)
+    groups = m.sample(cast, [Visit(problem, visit, 5) for problem in problems(20)], 0)
+    return teach(asks, groups, Rows.of(groups, dtype=torch.float64), cast)
+
+
+def test_a_label_is_drawn_from_the_teacher_and_depends_on_the_visit_alone():
+    rows = labelled(LABEL, n=20)
+    assert "teacher" not in rows, "the distribution is not kept when only a label was asked for"
+    assert torch.equal(rows["teacher.label"], labelled(LABEL, n=20)["teacher.label"])
+    assert not torch.equal(rows["teacher.label"], rows["token"]), "it is not what was written"
+    fewer = labelled(LABEL, n=3)  # the same samples among fewer
+    same = torch.cat([rows["teacher.label"][rows["sequence"] == s // 3 * 20 + s % 3] for s in range(60)])
+    assert torch.equal(fewer["teacher.label"], same)
+
+
+def test_labels_are_as_frequent_as_the_teacher_finds_them_likely():
+    both = labelled(LABEL, Ask("whole", "teacher", Want(dist=True)), n=60)
+    expected = both.dist("whole").logprobs().exp()
+    counted = torch.nn.functional.one_hot(both["teacher.label"], 7).double()
+    error = (expected * (1 - expected)).sum(0).sqrt()
+    assert bool(((counted - expected).sum(0).abs() < 4 * error).all())
+    own = torch.nn.functional.one_hot(both["token"], 7).double()
+    assert bool(((own - expected).sum(0).abs() > 4 * error).any()), "the student's own words would not pass"
+
+
+def test_a_rollout_without_a_seed_cannot_be_labelled():
+    cast, groups, rows = table(method(LABEL))
+    bare = [replace(g, rollouts=tuple(replace(r, seed=None) for r in g.rollouts)) for g in groups]
+    with pytest.raises(MethodError, match="without a seed"):
+        teach((LABEL,), bare, rows, cast)

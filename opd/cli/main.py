@@ -29,6 +29,7 @@ COMMANDS = {  # name -> where it lives, what it does
     "eval": ("examining", "eval_", "examine a model on a task's held-out problems"),
     "compare": ("comparing", "compare", "hold methods against one another: same start, problems, budget, examination"),
     "report": ("reporting", "report", "write the page of a run, beside others for comparison"),
+    "lab": ("lab", "lab", "theory as programs: noisy experts, weak students"),
 }
 EXAMPLES = """\
 Examples

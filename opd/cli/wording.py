@@ -66,6 +66,7 @@ def wanted(want: Want) -> str:
         f"its {want.topk} most probable tokens": want.topk,
         f"log-probs of the ids in {want.gather!r}": want.gather,
         "the whole distribution": want.dist,
+        "a token drawn from its distribution": want.label,
         f"hidden states of {'every layer' if want.layers == (0,) else f'layers {list(want.layers)}'}": want.layers,
     }
     return ", ".join(text for text, true in parts.items() if true)
