@@ -39,7 +39,6 @@ def imbalance(seeds: Iterable[int]) -> Values:
     """How unevenly the two signals are spread over the tokens of the first batch."""
     found = [signals(**EMBEDDED, seed=seed, k=K) for seed in seeds]
     measures = {
-        "rows": lambda s: len(s.kind),
         "advantage below 0": lambda s: 100 * float((s.advantage < 0).double().mean()),
         "size of the advantage, top 1 % of the tokens": lambda s: 100 * carried(s.advantage, 0.01),
         "size of the advantage, top 10 %": lambda s: 100 * carried(s.advantage, 0.1),

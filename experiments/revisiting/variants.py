@@ -75,7 +75,7 @@ def plot(runs: list[Values]) -> Figure:
             axes.plot(x, y, "o", color=COLOURS[colour], alpha=0.7, label=key)
         left.set(yticks=range(len(names)), yticklabels=names, xlabel="right, % of held-out problems")
         right.set(xlabel="reverse KL, nats per token")
-        left.legend()
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
