@@ -28,7 +28,7 @@ def build(settings: Settings) -> Training:
         torch.set_num_threads(settings.threads)
     method: Method = settings.build_method()
     task = load_task(settings.task)
-    cast = casting.build(settings, method)
+    cast = casting.build(settings, method, getattr(task, "world", None))
     student, end = cast["student"], settings.end()
     method = masked(settings, method, student)
     check(settings, method, task, cast)
@@ -71,7 +71,7 @@ def checks(method: Method, task: Task, cast: Cast) -> dict[str, Callable[[], Non
         "capabilities": lambda: check_capabilities(method, cast),
         "support": lambda: check_support(method, student.vocab),
         "layers": lambda: check_layers(method, cast),
-        "losses": lambda: check_losses(method, cast),
+        "parts": lambda: check_parts(method, cast),
         "prompts": lambda: check_task(task, student),
         "routes": lambda: check_routes(cast, task),
         "views": lambda: check_views(method, task),
@@ -97,10 +97,10 @@ def check_layers(method: Method, cast: Cast) -> None:
                 resolve_layers(layers, len(engine.blocks), f"{who} {engine.name}")
 
 
-def check_losses(method: Method, cast: Cast) -> None:
-    """A loss that compares the models themselves says before step 1 whether it can."""
-    for term in method.terms.values():
-        if check := getattr(term.loss, "check", None):
+def check_parts(method: Method, cast: Cast) -> None:
+    """A sample or a loss that needs more of the models than they may have says before step 1 whether it can."""
+    for part in (method.sample, *(term.loss for term in method.terms.values())):
+        if check := getattr(part, "check", None):
             check(cast)
 
 

@@ -14,17 +14,21 @@ if TYPE_CHECKING:
     from opd.engines.hf import HFModel
 
 ROUTE = re.compile(r"\s*[\w.-]*\s*=")  # a spec that begins so names several teachers: NAME=SPEC,NAME=SPEC
+EMBEDDED = "embedded:student"
+TEACHERS = "values (exact, for tabular environments), python:FILE:FUNCTION, a saved policy"
 COPIES = "self:live, self:frozen, self:ema=DECAY or self:every=STEPS"
 NO_MAP = "Say stop_token=keep, or mask"
 
 
-def build(settings: Settings, method: Method) -> dict[str, Any]:
-    """The student and its teacher, who share their tokens."""
-    return joined(settings, opened(settings, method))
+def build(settings: Settings, method: Method, world: Any = None) -> dict[str, Any]:
+    """The student and its teacher, who share their tokens; in an environment, `world`, both are policies."""
+    return joined(settings, opened(settings, method, world))
 
 
-def opened(settings: Settings, method: Method) -> dict[str, Any]:
+def opened(settings: Settings, method: Method, world: Any = None) -> dict[str, Any]:
     """The student and its teacher, each loaded once and not yet compared."""
+    if world is not None:
+        return acting(teacher_spec(settings, method), settings, world)
     student = open_model(settings.student, settings, settings.dtype, settings.device, learns=True)
     return {"student": student, "teacher": open_teacher(teacher_spec(settings, method), settings, student)}
 
@@ -32,18 +36,39 @@ def opened(settings: Settings, method: Method) -> dict[str, Any]:
 def joined(settings: Settings, cast: dict[str, Any]) -> dict[str, Any]:
     """The cast over its common tokens, and over one end of text where that is asked for."""
     student, reader = cast["student"], cast["teacher"]
+    if not hasattr(student, "tokenizer"):
+        return cast  # policies have one set of actions, their environment's
     share_tokens(student, reader)
     return {**cast, "teacher": ending_like(student, reader)} if settings.stop_token == "map" else cast
 
 
 def teacher_spec(settings: Settings, method: Method) -> str:
     """The teacher that the settings name, else the method, else the one that comes with the embedded student."""
-    embedded = "embedded:teacher" if settings.student == "embedded:student" else ""
+    embedded = "embedded:teacher" if settings.student == EMBEDDED and not acts(settings) else ""
     if spec := settings.teacher or method.casting.get("teacher", "") or embedded:
         return spec
-    raise SettingError(
-        f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give a model folder, or {COPIES}"
-    )
+    known = TEACHERS if acts(settings) else "a model folder"
+    raise SettingError(f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give {known}, or {COPIES}")
+
+
+def acting(spec: str, settings: Settings, world: Any) -> dict[str, Any]:
+    from opd import players
+
+    student = players.student(student_spec(settings), settings, world)
+    copied = spec.startswith("self")
+    return {
+        "student": student,
+        "teacher": copy_of(student, spec) if copied else players.teacher(spec, settings, world),
+    }
+
+
+def student_spec(settings: Settings) -> str:
+    """The student that the settings name; in an environment the default is a small net."""
+    return "mlp" if acts(settings) and settings.student == EMBEDDED else settings.student
+
+
+def acts(settings: Settings) -> bool:
+    return settings.task.startswith("gymnasium:")
 
 
 def teacher(spec: str, settings: Settings, student: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from opd.errors import one_of, require
 from opd.rollout import Array
 from opd.rows import Rows
 
+MEASURED = 512  # rows whose whole distributions exist at the same time
 UNITS = {"rows": "row", "tokens": "position", "turns": "turn"}
 
 
@@ -56,6 +58,67 @@ def masked(rows: Rows, why: str, hit: Tensor) -> Rows:
     column = f"masked.{why}"
     marks = hit | rows[column] if column in rows else hit
     return rows.plus(keep=rows["keep"] & ~hit, **{column: marks})
+
+
+@dataclass(frozen=True)
+class Earned:
+    """advantage = scale times what the decision earned in its environment; a text earns its grade at its end."""
+
+    scale: float = 1.0
+
+    def __call__(self, rows: Rows) -> Rows:
+        if "earned" in rows:
+            return rows.plus(advantage=self.scale * rows["earned"])
+        last = rows["row"] == rows["length"] - 1
+        return rows.plus(advantage=torch.where(last, self.scale * rows["reward"], 0.0))
+
+
+@dataclass(frozen=True)
+class LessMean:
+    """advantage less its mean over the decisions that are as many steps into their episode: the plainest baseline."""
+
+    def __call__(self, rows: Rows) -> Rows:
+        return rows.plus(advantage=rows["advantage"] - maths.mean_of(rows["advantage"], rows["row"]))
+
+
+@dataclass(frozen=True)
+class FutureCost:
+    """advantage_n = - sum over later rows m of gamma^(time_m - time_n) D_m: the part of the sequence's gradient that
+    choosing n has in what follows (1902.02186, table 1). D is measured in chunks, so no [N, V] tensor exists.
+    """
+
+    divergence: Callable[[Tensor, Tensor], Tensor]
+    gamma: float = 1.0
+    student: str = "own"
+    teacher: str = "teacher"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.gamma <= 1, "the discount gamma", got=self.gamma, expected="a number in [0, 1]")
+
+    def __call__(self, rows: Rows) -> Rows:
+        ours, theirs = rows.dist(self.student), rows.dist(self.teacher)
+        parts = [slice(start, start + MEASURED) for start in range(0, len(rows), MEASURED)]
+        cost = torch.cat([self.divergence(ours.index(s).logprobs(), theirs.index(s).logprobs()) for s in parts])
+        later = maths.returns(cost, rows["episode"], torch.arange(len(rows), device=cost.device), self.gamma) - cost
+        return rows.plus(advantage=-later.to(rows["behaviour"].dtype))
+
+
+@dataclass(frozen=True)
+class ValueGate:
+    """`gate` marks the rows where the teacher expects to earn more than the student does: V_T(s) > V_S(s) (1902.02186).
+
+    V_S is the student's own return-to-go, averaged over the rows of the batch that stand in the same state (the column
+    `state` of a world that numbers its states), else over the row alone.
+    """
+
+    gamma: float
+    teacher: str = "teacher"
+
+    def __call__(self, rows: Rows) -> Rows:
+        time = torch.arange(len(rows), device=rows["row"].device)
+        earned = maths.returns(Earned()(rows)["advantage"], rows["episode"], time, self.gamma)
+        own = maths.mean_of(earned, rows["state"]) if "state" in rows else earned
+        return rows.plus(gate=rows[f"{self.teacher}.value"] > own)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from opd import maths
+from opd.evaluate import graded
 from opd.protocols import Student, Task, Teacher, Want
 from opd.rollout import STUDENT, Problem, Rollout, Sampling, Visit, continued
 
@@ -41,7 +42,7 @@ def drafts(
             "id": rollout.problem.id,
             "prompt": rollout.problem.messages[-1]["content"],
             "expected": rollout.problem.answer,
-            "reward": task.grade(rollout.problem, rollout.text),
+            "reward": graded(task, rollout),
             "end": str(rollout.end),
             "tokens": tokens,
         }

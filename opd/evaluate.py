@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]  # problems done, problems in all
 
 @dataclass(frozen=True)
 class Share:
-    """A proportion with its 95 % interval."""
+    """A proportion or a mean with its 95 % interval."""
 
     value: float
     low: float
@@ -54,6 +54,7 @@ class Draws:
     length: float  # mean number of tokens
     truncated: float  # share of answers that the limit cut off
     by_problem: dict[str, float]  # id -> mean grade, for paired comparisons
+    returned: Share | None = None  # mean return of episodes, where there are any
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class Marks:
     grades: list[float | None]
     lengths: list[int]
     cut: list[bool]
+    returns: list[float] = field(default_factory=list[float])  # where the answers are episodes
 
     @property
     def known(self) -> list[float]:
@@ -244,7 +246,8 @@ def mark(task: Task, answers: Sequence[Sequence[Rollout]]) -> list[Marks]:
     return [
         Marks(
             problem=group[0].problem,
-            grades=[task.grade(one.problem, one.text) for one in group],
+            grades=[graded(task, one) for one in group],
+            returns=[one.tags["return"] for one in group if "return" in one.tags],
             lengths=[one.n for one in group],
             cut=[one.end == End.LENGTH for one in group],
         )
@@ -252,21 +255,37 @@ def mark(task: Task, answers: Sequence[Sequence[Rollout]]) -> list[Marks]:
     ]
 
 
+def graded(task: Task, answer: Rollout) -> float | None:
+    """The grade that an answer brings along from its environment, else the task's."""
+    if "reward" not in answer.tags:
+        return task.grade(answer.problem, answer.text)
+    return None if math.isnan(answer.tags["reward"]) else answer.tags["reward"]
+
+
+def average(returns: Sequence[Sequence[float]]) -> Share:
+    """The mean return with its 95 % interval, a normal one over problems; a single problem has no interval."""
+    means = np.array([np.mean(some) for some in returns])
+    half = Z * float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.inf
+    value = float(means.mean())
+    return Share(value, value - half, value + half)
+
+
 def draws(marks: Sequence[Marks]) -> Draws:
     """The summary of all answers of one kind."""
     k = len(marks[0].grades)
-    graded = [mark for mark in marks if mark.known]
-    right = [sum(grade == 1 for grade in mark.known) for mark in graded]
+    known = [mark for mark in marks if mark.known]
+    right = [sum(grade == 1 for grade in mark.known) for mark in known]
     steps = sorted({2**power for power in range(k.bit_length())} | {k})
     return Draws(
         samples=k,
-        graded=len(graded),
-        accuracy=clustered(right, k) if graded else None,
-        grade=mean(grade for mark in graded for grade in mark.known) if graded else None,
-        pass_at={step: mean(pass_at_k(k, c, step) for c in right) for step in steps} if graded else {},
+        graded=len(known),
+        accuracy=clustered(right, k) if known else None,
+        grade=mean(grade for mark in known for grade in mark.known) if known else None,
+        pass_at={step: mean(pass_at_k(k, c, step) for c in right) for step in steps} if known else {},
         length=mean(length for mark in marks for length in mark.lengths),
         truncated=mean(cut for mark in marks for cut in mark.cut),
-        by_problem={mark.problem.id: mean(mark.known) for mark in graded},
+        by_problem={mark.problem.id: mean(mark.known) for mark in known},
+        returned=average([mark.returns for mark in marks]) if marks[0].returns else None,
     )
 
 

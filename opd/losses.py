@@ -34,6 +34,54 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True)
+class Imitate:
+    """-log pi(a*) of the label: learning to decide as the teacher would have, whoever decided."""
+
+    label: str = "label"
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        return -student.at(rows[self.label])
+
+
+@dataclass(frozen=True)
+class MatchValues:
+    """KL(softmax(Q / temperature) || pi): imitating the policy that the teacher's values stand for (1511.06295)."""
+
+    temperature: float
+    teacher: str = "teacher"
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "the temperature of values", got=self.temperature, expected="a number above 0")
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        target = maths.value_policy(rows[f"{self.teacher}.values"], self.temperature)
+        return maths.forward_kl(student.logprobs(), target)
+
+
+@dataclass(frozen=True)
+class ExpectedLoss:
+    """sum_a pi(a) (max Q - Q(a)): what a deviation costs, not only that it is one (1406.5979, Sun et al. 2017)."""
+
+    teacher: str = "teacher"
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        return maths.expected_loss(student.logprobs(), rows[f"{self.teacher}.values"])
+
+
+@dataclass(frozen=True)
+class Gated:
+    """Another loss where the boolean column `gate` is open and 0 elsewhere; every row counts in the mean."""
+
+    loss: Callable[[Dist, Rows], Tensor]
+    gate: str = "gate"
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        open = rows[self.gate].nonzero().squeeze(-1)
+        values = self.loss(student.index(open), rows.index(open))
+        return values.new_zeros(len(rows)).index_add(0, open, values)
+
+
+@dataclass(frozen=True)
 class PolicyGradient:
     """-A pi(y) / old(y): the importance-weighted score-function surrogate; `clip` makes it PPO's.
 

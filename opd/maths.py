@@ -535,6 +535,25 @@ def ppo_clip(logp: Tensor, old: Tensor, advantage: Tensor, low: float = 0.2, hig
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
 
 
+def value_policy(values: Tensor, temperature: float) -> Tensor:
+    """log softmax(Q / tau): the policy that a table of values stands for (1511.06295, section 4.1: tau = 0.01).
+
+    Shapes: [N, V] -> [N, V]. A tau far below 1 sharpens, because values of different actions differ little.
+    """
+    _require(temperature > 0, f"value_policy got temperature={temperature}, expected a number above 0.")
+    return log_softmax(upcast(values) / temperature)
+
+
+def expected_loss(lp: Tensor, values: Tensor) -> Tensor:
+    """sum_a p(a) (max Q - Q(a)): what the student's next decision costs on average, and its gradient.
+
+    Minus sum_a p(a) Q(a) up to a constant (1406.5979; differentiable: Sun et al. 2017, Eq. 5); 0 at the best action.
+    Shapes: [N, V], [N, V] -> [N].
+    """
+    values = upcast(values)
+    return _product(lp.exp(), values.amax(-1, keepdim=True) - values).sum(-1)
+
+
 def importance_weight(old: Tensor, behaviour: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """min(old(y) / mu(y), cap), and where the cap was needed; both are constants for the gradient.
 
@@ -551,6 +570,14 @@ def _ratio(logp: Tensor, reference: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------------- horizon
+
+
+def mean_of(values: Tensor, key: Tensor) -> Tensor:
+    """The mean of the values of all rows that share this row's key, a constant for the gradient. Shapes: [N] -> [N]."""
+    place = cast(tuple[Tensor, Tensor], torch.unique(key, return_inverse=True))[1]  # pyright: ignore
+    number = int(place.max()) + 1 if len(place) else 0
+    sums = upcast(values.detach()).new_zeros(number).index_add(0, place, upcast(values.detach()))
+    return (sums / torch.bincount(place, minlength=number))[place]
 
 
 def returns(values: Tensor, segment: Tensor, time: Tensor, gamma: float) -> Tensor:

@@ -38,7 +38,8 @@ def unchanged(rows: Rows) -> Rows:
 class Ask:
     """One question to one reader about every row, under one view; its answer becomes the column `into`.
 
-    `into` holds the distributions; `into.chosen`, `into.gathered` and `into.label` what was asked for by row.
+    `into` holds the distributions; `into.chosen`, `into.gathered` and `into.label` what was asked for by row;
+    `into.values` [N, V] and `into.value` [N] what the teacher expects to be earned.
     """
 
     into: str

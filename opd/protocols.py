@@ -18,7 +18,7 @@ from opd.errors import ModelError
 from opd.rollout import Array, Group, Message, Piece, Problem, Rollout, Sampling, Visit
 
 EVERY_LAYER = 0
-CAPABILITIES = ("chosen", "topk", "gather", "dist", "inner", "text")
+CAPABILITIES = ("chosen", "topk", "gather", "dist", "inner", "values", "text")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Want:
     dist: bool = False  # the whole distribution, as hidden state and head
     label: bool = False  # the token that the teacher would have taken, drawn once per row from its distribution
     layers: tuple[int, ...] = ()  # states after the decided token: blocks 1..L, -1 the last one, 0 every one
+    values: bool = False  # what each token is worth: the return that the teacher expects after it
 
     @property
     def needs(self) -> frozenset[str]:
@@ -40,6 +41,7 @@ class Want:
             "gather": self.gather,
             "dist": self.dist or self.label,
             "inner": self.layers,
+            "values": self.values,
         }
         return frozenset(name for name, value in asked.items() if value)
 
@@ -52,6 +54,7 @@ class Want:
             self.dist or other.dist,
             self.label or other.label,
             tuple(sorted({*self.layers, *other.layers})),
+            self.values or other.values,
         )
 
 
@@ -78,6 +81,8 @@ class Answer:
     dist: Dist | None = None
     chosen: Tensor | None = None  # [N]
     gathered: Tensor | None = None  # [N, K]
+    values: Tensor | None = None  # [N, V] expected return after each token (Q)
+    value: Tensor | None = None  # [N] expected return of the teacher's own way of going on (V)
 
 
 class Teacher(Protocol):
@@ -117,6 +122,19 @@ def write_for(
     return writer.write(prompts, sampling, seeds)
 
 
+class Partner(Writer, Protocol):
+    """A student with whom a teacher can take turns, decision by decision."""
+
+    def take_turns(
+        self, teacher: Any, share: float, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Piece]]:
+        """As `write`, but before every decision a coin gives it to the teacher with probability `share`.
+
+        Whoever decides, the column `label` holds what the teacher would have done there.
+        """
+        ...
+
+
 @dataclass
 class Forward:
     """What a differentiable pass gives; hidden, head, states and aux are all roots of ONE backward."""
@@ -147,7 +165,10 @@ class Student(Writer, Stateful, Protocol):
     def dtype(self) -> torch.dtype: ...  # in which columns are kept: float32, or float64 for a float64 model
 
     def trunk(self, tokens: Sequence[Array], positions: Sequence[Array], layers: tuple[int, ...]) -> Forward:
-        """One pass over sequences [T_i]; rows are the decided positions [n_i] of each, concatenated."""
+        """One pass over sequences [T_i] of ids, or [T_i, ...] of observations (Rollout.fed).
+
+        Rows are the decided positions [n_i] of each, concatenated.
+        """
         ...
 
     def read(self, contexts: Sequence[Rollout], want: Want) -> Answer: ...

@@ -27,6 +27,9 @@ def exam_line(step: int, result: dict[str, Any]) -> dict[str, Any]:
                     f"eval.{kind}.low": share["low"],
                     f"eval.{kind}.high": share["high"],
                 }
+            if returned := drawn["returned"]:
+                line |= {f"eval.{kind}.return": returned["value"], f"eval.{kind}.return.low": returned["low"]}
+                line |= {f"eval.{kind}.return.high": returned["high"]}
     if kl := result["kl"]:
         line |= {"eval.reverse_kl": kl["per_token"], "eval.reverse_kl.error": kl["per_token_error"]}
     return line

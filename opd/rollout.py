@@ -67,6 +67,10 @@ class Piece:
     behaviour: Array  # log-prob after temperature and truncation: what really drew the token; 0 when greedy
     untruncated: Array  # log-prob of the model itself, at temperature 1
     end: End
+    author: Array | None = None  # [n] where several took turns
+    inputs: Array | None = None  # [n + 1, ...] what an environment showed before each decision, and after the last
+    columns: dict[str, Array] = field(default_factory=dict[str, Array])  # [n] what else is known of each decision
+    tags: dict[str, float] = field(default_factory=dict[str, float])  # one number for all of them
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Rollout:
     )  # one number for all rows: group, turn, reward, ...
     text: str = ""  # the decided part, decoded once, for graders and people
     seed: int | None = None  # of this sample of this visit: whatever else is drawn about it starts here
+    inputs: Array | None = None  # [T, ...] observations: inputs[t] is what the decision at position t + 1 rests on
 
     def __post_init__(self) -> None:
         if self.tokens.shape != self.author.shape or self.tokens.ndim != 1:
@@ -92,11 +97,18 @@ class Rollout:
             )
         if len(self.author) and self.author[0] != GIVEN:
             raise ValueError("the first token of a rollout: got a decision, expected a given token to condition on")
+        if self.inputs is not None and len(self.inputs) != len(self.tokens):
+            raise ValueError(f"inputs: got {len(self.inputs)} for {len(self.tokens)} positions")
         for name, column in self.columns.items():
             if len(column) != self.n:
                 raise ValueError(
                     f"column {name!r} of rollout {self.problem.id}: got {len(column)} values for {self.n} rows"
                 )
+
+    @property
+    def fed(self) -> Array:
+        """[T, ...] what a model is fed: the observations where there are any, else the token ids."""
+        return self.tokens if self.inputs is None else self.inputs
 
     @cached_property
     def positions(self) -> Array:
@@ -130,11 +142,12 @@ class Rollout:
 def continued(
     prompt: Array, piece: Piece, problem: Problem, sampling: Sampling, author: int, text: str = ""
 ) -> Rollout:
-    """The one-turn rollout: a given prompt, then a piece that `author` wrote."""
+    """The one-turn rollout: a given prompt, then a piece that `author` wrote, unless the piece says who did."""
     tokens = np.concatenate([np.asarray(prompt, np.int32), piece.tokens.astype(np.int32)])
-    who = np.concatenate([np.zeros(len(prompt), np.int8), np.full(len(piece.tokens), author, np.int8)])
-    columns = {"behaviour": piece.behaviour, "untruncated": piece.untruncated}
-    return Rollout(tokens, who, problem, sampling, piece.end, columns, text=text)
+    decided = np.full(len(piece.tokens), author, np.int8) if piece.author is None else piece.author.astype(np.int8)
+    who = np.concatenate([np.zeros(len(prompt), np.int8), decided])
+    columns = {"behaviour": piece.behaviour, "untruncated": piece.untruncated, **piece.columns}
+    return Rollout(tokens, who, problem, sampling, piece.end, columns, dict(piece.tags), text, piece.inputs)
 
 
 Render = Callable[[Sequence[Message]], Array]

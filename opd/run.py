@@ -80,7 +80,8 @@ class Run:
         findings = at_start(case) if settings.doctor == "on" else []
         run = cls(settings, folder, training, watches=list(watches), findings=findings)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "run.toml", tomli_w.dumps(resolved(settings) | {"teacher": run.teacher_spec}))
+        played = {"student": casting.student_spec(settings), "teacher": run.teacher_spec}
+        write_text(folder / "run.toml", tomli_w.dumps(resolved(settings) | played))
         return run
 
     @classmethod

@@ -34,7 +34,7 @@ class Settings(BaseModel):
         description="model folder or hub name, or self:live, self:frozen, self:ema=D, self:every=K; "
         "NAME=MODEL,NAME=MODEL lets the column teacher_id of a problem choose",
     )
-    task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE or reasoning_gym:NAME")
+    task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE, reasoning_gym:NAME or gymnasium:NAME")
     out: str = Field("", description="run folder; default runs/METHOD-TASK-SEED")
     mask: tuple[int | str, ...] = Field((), description="tokens not learned from: ids, or texts of one token each")
     mask_which: Literal["first", "all"] = Field("first", description="of each masked token in an answer")

@@ -76,12 +76,12 @@ class Held:
 
 
 def prepare(groups: Sequence[Group], method: Method, cast: Cast, step: int) -> tuple[Rows, list[Array]]:
-    """The table of a batch with evidence and credit, and the tokens [T] of each of its sequences."""
+    """The table of a batch with evidence and credit, and what the student is fed, [T, ...] for each sequence."""
     student: Student = cast["student"]
     with torch.no_grad():
         rows = Rows.of(groups, step, student.device, student.dtype)
         rows = method.credit(teach(method.teach, groups, rows, cast))
-    return rows, [rollout.tokens for rollout, _ in flatten(groups)]
+    return rows, [rollout.fed for rollout, _ in flatten(groups)]
 
 
 def updates(rows: Rows, how: Updates, seed: int) -> Iterator[Rows]:

@@ -139,6 +139,9 @@ def _place(
             columns[f"{into}.gathered"] = _spread(answer.gathered, rows, where, has)
         if drawn is not None:
             columns[f"{into}.label"] = drawn.to(device) if where is None else drawn.to(device)[where]
+        if answer.values is not None and answer.value is not None:
+            columns[f"{into}.values"] = _spread(answer.values, rows, where, has)
+            columns[f"{into}.value"] = _spread(answer.value, rows, where, has)
         if read.want.topk and dist is not None:
             columns[f"{into}.ids"] = dist.top(read.want.topk)
     return rows.plus(**columns) if where is None else rows.plus(**columns, keep=rows["keep"] & has)

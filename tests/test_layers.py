@@ -19,7 +19,7 @@ ALLOWED = {
     "protocols": {"dist", "rollout", "errors"},
     "method": {"dist", "rollout", "rows", "protocols", "errors"},
 }
-PARTS = {"sample", "views", "credit", "losses", "means", "observe", "channel"}
+PARTS = {"sample", "rounds", "views", "credit", "losses", "means", "observe", "channel"}
 for part in PARTS:
     ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes", "channel"} - {part}
 ALLOWED["labels"] = {"dist", "rollout", "errors", "engines"}

@@ -17,10 +17,19 @@ MATCHES = "teacher = student gives a zero gradient"
 # name -> (parameters for a vocabulary of 7, model passes per batch, facts)
 TABLE = {
     "constant_negative": ({"threshold": 0.3}, {"student writes": 1, "student learns": 1}, set()),
+    "aggrevate": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
+    "dagger": ({"beta": 0.5, "fade": 2}, {"student writes": 1, "teacher writes": 1, "student learns": 4}, set()),
     "gkd": ({"lam": 1.0}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
+    "kickstarting": ({"gate": True, "n": 2}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "local_support": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 2}, {MATCHES}),
     "nail": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "nailgun": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
+    "on_policy_distillation": (
+        {},
+        {"student writes": 1, "student reads": 1, "teacher reads": 1, "student learns": 1},
+        {MATCHES},
+    ),
+    "policy_distillation": ({"tau": 0.5}, {"teacher writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "privileged": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "representation": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "sampled_token": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),

@@ -85,6 +85,9 @@ class Progress:
             if name in before and name in after:
                 best = f", teacher {share(teacher, name)}" if name in teacher else ""
                 self.say(f"accuracy, {name}: {share(before, name)} -> {share(after, name)}{best}", "bold")
+            if (key := f"{name}.return") in before and key in after:
+                best = f", teacher {earned(teacher, name)}" if key in teacher else ""
+                self.say(f"return, {name}: {earned(before, name)} -> {earned(after, name)}{best}", "bold")
         if "reverse_kl" in before and "reverse_kl" in after:
             self.say(f"reverse KL: {before['reverse_kl']:.4g} -> {after['reverse_kl']:.4g} nats per token", "bold")
         for what, times in summary["student_after"]["grader_errors"].items():
@@ -143,6 +146,7 @@ def without_prefix(line: dict[str, Any]) -> dict[str, Any]:
 def exam_words(exam: dict[str, Any]) -> list[str]:
     """An examination: accuracies with intervals, reverse KL, length."""
     words = [f"{name} {share(exam, name)}" for name in ("greedy", "sampled") if name in exam]
+    words += [f"return, {name} {earned(exam, name)}" for name in ("greedy", "sampled") if f"{name}.return" in exam]
     words += [f"reverse KL {exam['reverse_kl']:.4g}"] if "reverse_kl" in exam else []
     kind = "sampled" if "sampled.length" in exam else "greedy"
     words += [f"length {exam[f'{kind}.length']:.0f}"]
@@ -152,6 +156,12 @@ def exam_words(exam: dict[str, Any]) -> list[str]:
 def share(exam: dict[str, Any], name: str) -> str:
     """A proportion with its interval: 31.2% (25.9 to 37.1)."""
     return f"{exam[name]:.1%} ({100 * exam[f'{name}.low']:.1f} to {100 * exam[f'{name}.high']:.1f})"
+
+
+def earned(exam: dict[str, Any], name: str) -> str:
+    """A mean return with its interval: -17.2 (-18 to -16.4)."""
+    value, low, high = (exam[f"{name}.return{end}"] for end in ("", ".low", ".high"))
+    return f"{value:.4g} ({low:.4g} to {high:.4g})"
 
 
 def spark(values: Sequence[float]) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Exam(BaseModel, allow_inf_nan=False):
     """The options of `opd eval`."""
 
-    task: str = Field("", description="sums, jsonl:FILE, parquet:FILE or reasoning_gym:NAME")
+    task: str = Field("", description="sums, jsonl:FILE, parquet:FILE, reasoning_gym:NAME or gymnasium:NAME")
     samples: int = Field(1, ge=0, description="sampled answers per problem; 0: only the greedy one")
     problems: int = Field(0, ge=0, description="the first so many held-out problems; 0: all of them")
     temperature: float = Field(1.0, gt=0, description="of the sampled answers")
@@ -72,8 +72,14 @@ def examined(model: str, exam: Exam) -> Evaluation:
     task = load_task(exam.task)
     shared = exam.model_dump(include=set(Settings.model_fields))
     settings = Settings(method="", student=model, **shared)
-    student = cast.open_model(model, settings, settings.dtype, settings.device)
-    teacher = cast.teacher(exam.teacher, settings, student) if exam.teacher else None
+    if world := getattr(task, "world", None):
+        from opd import players
+
+        student = players.student(model, settings, world)
+        teacher = players.teacher(exam.teacher, settings, world) if exam.teacher else None
+    else:
+        student = cast.open_model(model, settings, settings.dtype, settings.device)
+        teacher = cast.teacher(exam.teacher, settings, student) if exam.teacher else None
     problems = task.held_out[: exam.problems or None]
     return evaluate(
         student, task, problems, exam.samples, exam.temperature, exam.top_p, exam.seed, teacher,
@@ -108,4 +114,6 @@ def draws_words(draws: Draws, accuracy: str) -> list[tuple[str, Any]]:
     words += [(f"pass@{k}", f"{value:.1%}") for k, value in draws.pass_at.items() if k > 1]
     ungraded = draws.grade is not None and abs(draws.grade - (draws.accuracy.value if draws.accuracy else 0)) > 1e-9
     words += [("mean grade", f"{draws.grade:.3f}")] if ungraded else []
+    if found := draws.returned:
+        words += [("return", f"{found.value:.4g} ({found.low:.4g} to {found.high:.4g})")]
     return [*words, ("length", f"{draws.length:.1f} tokens"), ("cut off", f"{draws.truncated:.1%}")]

@@ -67,6 +67,7 @@ def wanted(want: Want) -> str:
         f"log-probs of the ids in {want.gather!r}": want.gather,
         "the whole distribution": want.dist,
         "a token drawn from its distribution": want.label,
+        "what each token is worth": want.values,
         f"hidden states of {'every layer' if want.layers == (0,) else f'layers {list(want.layers)}'}": want.layers,
     }
     return ", ".join(text for text, true in parts.items() if true)

@@ -32,7 +32,7 @@ def check(contest: Contest) -> int:
         method = settings.build_method()
         spec = casting.teacher_spec(settings, method)
         if spec not in casts:
-            casts[spec] = casting.build(settings, method)
+            casts[spec] = casting.build(settings, method, getattr(task, "world", None))
         build.check(settings, build.masked(settings, method, casts[spec]["student"]), task, casts[spec])
     casts.clear()
     gc.collect()

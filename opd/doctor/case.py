@@ -41,7 +41,7 @@ class Case:
             torch.set_num_threads(settings.threads)
         method = settings.build_method()
         task = load_task(settings.task)
-        cast = casting.opened(settings, method)
+        cast = casting.opened(settings, method, getattr(task, "world", None))
         with suppress(ModelError):  # different tokens, which is a finding
             cast = casting.joined(settings, cast)
         return cls(settings, method, task, cast)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from opd.dist import HeadDist, TopDist
 from opd.protocols import CAPABILITIES, Answer, Forward, Student, Want, resolve_layers
-from opd.rollout import Array, End, Message, Piece, Problem, Rollout, Sampling
+from opd.rollout import STUDENT, TEACHER, Array, End, Message, Piece, Problem, Rollout, Sampling
 
 STOP = 1  # token 0 is padding, token 1 ends a text
 MAX_NEW = 5
@@ -65,6 +65,9 @@ class ToyModel(nn.Module):
         chosen = torch.from_numpy(np.concatenate([c.decisions for c in contexts])).long()
         dist = HeadDist(f.hidden, self.head.detach().clone(), chosen, self.vocab, states=f.states)
         known = dist.chosen if want.chosen else None
+        if want.values:  # a token is worth its probability
+            values = dist.logprobs().exp()
+            return Answer(dist if want.dist else None, known, None, values, values.square().sum(-1))
         gathered = None
         if want.gather:
             gathered = dist.at(torch.from_numpy(np.concatenate([c.columns[want.gather] for c in contexts])))
@@ -87,16 +90,52 @@ class ToyModel(nn.Module):
         uniform = np.random.Generator(np.random.Philox(key=seed % 2**64)).random(MAX_NEW)
         tokens, behaviour, untruncated = list(prompt), list[float](), list[float]()
         for u in uniform:
-            logits = self.layers_of(torch.tensor([tokens]))[-1][0, -1] @ self.head[: self.vocab].T
-            drawn = (logits / (sampling.temperature or 1.0)).log_softmax(-1)
-            token = int(torch.searchsorted(drawn.exp().cumsum(-1), torch.tensor(u * 0.999999)))
+            plain, drawn = self._next(tokens, sampling)
+            token = _drawn(drawn, u)
             tokens.append(token)
             behaviour.append(float(drawn[token]))
-            untruncated.append(float(logits.log_softmax(-1)[token]))
+            untruncated.append(float(plain[token]))
             if token == STOP:
                 break
         end = End.STOP if tokens[-1] == STOP else End.LENGTH
         return Piece(np.array(tokens[len(prompt) :], np.int32), np.array(behaviour), np.array(untruncated), end)
+
+    def _next(self, tokens: Sequence[int], sampling: Sampling) -> tuple[Tensor, Tensor]:
+        """[V] log-probs of the next token: the model's own, and those that it is drawn with."""
+        logits = self.layers_of(torch.tensor([list(tokens)]))[-1][0, -1] @ self.head[: self.vocab].T
+        return logits.log_softmax(-1), (logits / (sampling.temperature or 1.0)).log_softmax(-1)
+
+    @torch.no_grad()
+    def take_turns(
+        self,
+        teacher: ToyModel,
+        share: float,
+        prompts: Sequence[Array],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+    ) -> list[list[Piece]]:
+        self.calls["write"] += 1
+        teacher.calls["write"] += 1
+        pairs = zip(prompts, seeds, strict=True)
+        return [[self._turns(teacher, share, prompt, sampling, seed) for seed in some] for prompt, some in pairs]
+
+    def _turns(self, teacher: ToyModel, share: float, prompt: Array, sampling: Sampling, seed: int) -> Piece:
+        uniform = np.random.Generator(np.random.Philox(key=seed % 2**64)).random((MAX_NEW, 3))
+        tokens, found = list(prompt), list[tuple[int, int, float, float]]()
+        for coin, ours, theirs in uniform:
+            (plain, drawn), (_, expert) = self._next(tokens, sampling), teacher._next(tokens, sampling)
+            label = _drawn(expert, theirs)
+            relieved = coin < share
+            token = label if relieved else _drawn(drawn, ours)
+            mixture = (1 - share) * drawn[token].exp() + share * expert[token].exp()
+            tokens.append(token)
+            found.append((label, TEACHER if relieved else STUDENT, float(mixture.log()), float(plain[token])))
+            if token == STOP:
+                break
+        label, author, behaviour, untruncated = (np.array(column) for column in zip(*found, strict=True))
+        end = End.STOP if tokens[-1] == STOP else End.LENGTH
+        ids = np.array(tokens[len(prompt) :], np.int32)
+        return Piece(ids, behaviour, untruncated, end, author, columns={"label": label})
 
     def render(self, messages: Sequence[Message]) -> Array:
         """One token from 2 up per character; the text needs no tokenizer."""
@@ -112,6 +151,10 @@ class ToyModel(nn.Module):
     def save(self, folder: Path) -> None:
         """Only here so that a toy is a whole student."""
         raise NotImplementedError("a toy is not worth keeping")
+
+
+def _drawn(logprobs: Tensor, uniform: float) -> int:
+    return int(torch.searchsorted(logprobs.exp().cumsum(-1), torch.tensor(uniform * 0.999999)))
 
 
 def problems(n: int) -> list[Problem]:

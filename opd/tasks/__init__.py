@@ -3,6 +3,7 @@
     sums                          the embedded default
     jsonl:FILE  parquet:FILE      your own problems
     reasoning_gym:NAME            a generator of the reasoning_gym package
+    gymnasium:NAME                an environment with discrete actions; its own options follow
 
 Options follow as `,key=value`: train, held_out, seed, grader, and whatever the kind itself takes.
 """
@@ -18,17 +19,18 @@ from typing import TYPE_CHECKING, Any
 from opd.errors import SettingError, nearest
 
 if TYPE_CHECKING:
-    from opd.tasks.graders import Graded
+    from opd.protocols import Task
 
 KINDS = {  # kind -> module and function; imported when asked for
     "sums": ("opd.tasks.embedded", "sums"),
     "jsonl": ("opd.tasks.files", "jsonl"),
     "parquet": ("opd.tasks.files", "parquet"),
     "reasoning_gym": ("opd.tasks.reasoning_gym", "load"),
+    "gymnasium": ("opd.tasks.gymnasium", "load"),
 }
 
 
-def load_task(spec: str, **options: Any) -> Graded:
+def load_task(spec: str, **options: Any) -> Task:
     """The task that `spec` names; options given as keywords win over those in the text."""
     kind, target, written = parse(spec)
     if kind not in KINDS:
@@ -37,7 +39,7 @@ def load_task(spec: str, **options: Any) -> Graded:
         remedy = f"Did you mean '{ending}:{spec}'?" if is_path else nearest(kind, KINDS)
         raise SettingError(f"unknown kind of task {kind!r}", remedy=remedy)
     module, name = KINDS[kind]
-    load: Callable[..., Graded] = getattr(import_module(module), name)
+    load: Callable[..., Task] = getattr(import_module(module), name)
     options = written | options
     check(kind, load, options)
     return load(target, **options)
@@ -68,7 +70,7 @@ def typed(text: str) -> int | float | bool | str:
     return text
 
 
-def check(kind: str, load: Callable[..., Graded], options: Mapping[str, Any]) -> None:
+def check(kind: str, load: Callable[..., Task], options: Mapping[str, Any]) -> None:
     """Stops at an option that the kind does not know and at a count that is none."""
     parameters = inspect.signature(load).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]

@@ -35,7 +35,7 @@ class FakeTeacher:
         *,
         head: Tensor | None = None,
         inner: Mapping[int, Table] | None = None,
-        can: frozenset[str] = frozenset(CAPABILITIES),
+        can: frozenset[str] = frozenset(CAPABILITIES) - {"values"},
         live: bool = False,
         stops: Sequence[int] = (),
     ) -> None:

@@ -1,0 +1,136 @@
+"""Samples of imitation learning: student and teacher take turns, and every round joins what is learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from opd.errors import MethodError, require
+from opd.protocols import Cast, Partner, Sample
+from opd.rollout import STUDENT, Array, End, Group, Message, Piece, Problem, Render, Rollout, Sampling, Visit, continued
+
+
+@dataclass(frozen=True)
+class Fading:
+    """A number that falls from `start` to 0 in a straight line over `steps` batches; from the first one on if 0."""
+
+    start: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 0, "batches until a schedule has faded", got=self.steps, expected="at least 0")
+
+    def __call__(self, step: int) -> float:
+        return self.start * max(0.0, 1 - step / self.steps) if self.steps else 0.0
+
+
+@dataclass(frozen=True)
+class TakeTurns:
+    """`n` episodes per problem in which a coin gives every decision to the teacher with probability share(step).
+
+    The column `label` holds what the teacher would have done, whoever decided (Ross et al., 1011.0686, Alg. 3.1).
+    """
+
+    share: Callable[[int], float]
+    n: int = 1
+    sampling: Sampling = Sampling()
+    teacher: str = "teacher"
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, "samples per prompt n", got=self.n, expected="at least 1")
+
+    def check(self, cast: Cast) -> None:
+        """Turns need a student that can be relieved in the middle of its writing."""
+        student = cast["student"]
+        if not hasattr(student, "take_turns"):
+            raise MethodError(
+                f"{student.name} cannot take turns with a teacher decision by decision",
+                expected="a policy in an environment",
+                remedy="Train with --task gymnasium:NAME, or use gkd or sampled_token for texts",
+            )
+
+    def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
+        student: Partner = cast["student"]
+        prompts = [student.render(visit.problem.messages) for visit in visits]
+        seeds = [[visit.seed(sample) for sample in range(self.n)] for visit in visits]
+        written = student.take_turns(cast[self.teacher], self.share(step), prompts, self.sampling, seeds)
+
+        def rollout(visit: Visit, prompt: Array, piece: Piece) -> Rollout:
+            return continued(prompt, piece, visit.problem, self.sampling, STUDENT, student.decode(piece.tokens))
+
+        return [
+            Group(visit.problem, tuple(rollout(visit, prompt, piece) for piece in pieces), student.render)
+            for visit, prompt, pieces in zip(visits, prompts, written, strict=True)
+        ]
+
+
+@dataclass
+class Aggregate:
+    """Fresh groups from `fresh`, and with them `replay` times as many drawn from all that came before.
+
+    It is a state: a resumed run must go on learning from everything that was gathered.
+    """
+
+    fresh: Sample
+    replay: int
+    groups: list[Group] = field(default_factory=list[Group], repr=False)
+
+    def __post_init__(self) -> None:
+        require(self.replay >= 0, "earlier episodes per fresh one (replay)", got=self.replay, expected="at least 0")
+
+    def check(self, cast: Cast) -> None:
+        if check := getattr(self.fresh, "check", None):
+            check(cast)
+
+    def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
+        new = self.fresh(cast, visits, step)
+        if not self.replay:
+            return new
+        key = [visits[0].run_seed % 2**64 if visits else 0, step]
+        order = np.random.Generator(np.random.Philox(key=key)).permutation(len(self.groups))
+        render: Render = cast["student"].render
+        again = [replace(self.groups[i], render=render) for i in order[: self.replay * len(new)]]
+        self.groups.extend(new)
+        return [*new, *again]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(number): [_packed(one) for one in group.rollouts] for number, group in enumerate(self.groups)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        gathered = [tuple(_unpacked(packed) for packed in group) for group in state.values()]
+        self.groups = [Group(rollouts[0].problem, rollouts, _unknown) for rollouts in gathered]
+
+
+def _unknown(messages: Sequence[Message]) -> Array:
+    raise AssertionError("a group that was loaded gets its student's render when it is drawn")
+
+
+def _packed(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as tensors and plain values."""
+    arrays = {"tokens": rollout.tokens, "author": rollout.author}
+    if rollout.inputs is not None:
+        arrays["inputs"] = rollout.inputs
+    return {
+        "problem": asdict(rollout.problem),
+        "arrays": {name: torch.from_numpy(array) for name, array in arrays.items()},
+        "columns": {name: torch.from_numpy(array) for name, array in rollout.columns.items()},
+        "tags": rollout.tags,
+        "end": str(rollout.end),
+        "text": rollout.text,
+    }
+
+
+def _unpacked(packed: Mapping[str, Any]) -> Rollout:
+    problem = dict(packed["problem"])
+    if not isinstance(problem["prompt"], str):
+        problem["prompt"] = tuple(problem["prompt"])
+    arrays = {name: tensor.numpy() for name, tensor in packed["arrays"].items()}
+    columns = {name: tensor.numpy() for name, tensor in packed["columns"].items()}
+    return Rollout(
+        problem=Problem(**problem), end=End(packed["end"]), columns=columns, tags=packed["tags"], text=packed["text"],
+        **arrays,
+    )  # fmt: skip
