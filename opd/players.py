@@ -64,7 +64,10 @@ def function(target: str) -> Callable[..., Any]:
     plan = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert plan and plan.loader
     module = importlib.util.module_from_spec(plan)
-    plan.loader.exec_module(module)
+    try:
+        plan.loader.exec_module(module)
+    except Exception as error:  # the file is the user's own, and so are its mistakes
+        raise TeacherError(f"{path} cannot be run", got=f"{type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise TeacherError(f"{path} has no function {name!r}", remedy="Write python:FILE:FUNCTION")

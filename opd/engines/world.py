@@ -47,7 +47,7 @@ class World:
         self._check(first)
         self.actions = int(first.action_space.n)
         self.first_action = int(first.action_space.start)
-        self.states = int(getattr(first.observation_space, "n", 0))  # 0: observations are vectors
+        self.states = self._states(first.observation_space)
         usual = SUCCESS.get(self.kind, first.spec.reward_threshold)
         self.success = usual if success is None else success
         self.steps = 0
@@ -92,17 +92,24 @@ class World:
         observations, rewards, ended, cut = (list(column) for column in zip(*(p[:4] for p in played), strict=True))
         return np.stack([self.observed(o) for o in observations]), np.array(rewards), np.array(ended), np.array(cut)
 
-    def _made(self, **more: Any) -> Any:
+    def _made(self) -> Any:
         import gymnasium
 
         try:
-            return gymnasium.make(self.name, disable_env_checker=True, **self.options, **more)
+            return gymnasium.make(self.name, disable_env_checker=True, **self.options)
         except gymnasium.error.NameNotFound:
             known = [name for name in gymnasium.registry if "/" not in name]
             raise SettingError("no such environment", got=repr(self.name), remedy=nearest(self.name, known)) from None
         except (gymnasium.error.Error, TypeError, ValueError, KeyError, ImportError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise SettingError(f"environment {self.name} cannot be made", got=lines[0]) from error
+
+    @staticmethod
+    def _states(space: Any) -> int:
+        """How many states a numbered observation can have; 0 where observations are vectors."""
+        from gymnasium.spaces import Discrete
+
+        return int(space.n) if isinstance(space, Discrete) else 0
 
     def _check(self, environment: Any) -> None:
         from gymnasium import spaces
@@ -113,17 +120,6 @@ class World:
             raise SettingError(
                 f"the observations of {self.name}", got=str(environment.observation_space), expected=SUPPORTED
             )
-
-    def frames(self, seed: int, actions: Sequence[int]) -> list[Array]:
-        """[H, W, 3] pictures of an episode that is played again: the start, and what followed each action."""
-        environment = self._made(render_mode="rgb_array")
-        environment.reset(seed=int(seed))
-        pictures = [environment.render()]
-        for action in actions:
-            environment.step(int(action) + self.first_action)
-            pictures.append(environment.render())
-        environment.close()
-        return pictures
 
 
 def play(world: World, starts: Sequence[int], limit: int, decide: Decide) -> list[Piece]:

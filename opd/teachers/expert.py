@@ -44,12 +44,23 @@ class Expert(Actor):
         require(0 < epsilon < 1, "the expert's rate of random actions epsilon", got=epsilon, expected="between 0 and 1")
         self.probabilities, self.values, self.epsilon = probabilities, values, epsilon
         self.can = frozenset({"chosen", "topk", "gather", "dist", "text"} | ({"values"} if values else set()))
+        self._try()
 
     @torch.no_grad()
     def logprobs(self, observations: Tensor) -> Tensor:
         plain = self.probabilities(observations).double()
         self._check(plain, len(observations))
         return ((1 - self.epsilon) * plain + self.epsilon / self.world.actions).log()
+
+    def _try(self) -> None:
+        """One observation is shown at once: an expert for another environment is refused before anybody acts."""
+        first = torch.from_numpy(self.world.reset([0]))
+        try:
+            self.probabilities(first)
+        except Exception as error:  # the function is the user's own, and so are its mistakes
+            got = f"{type(error).__name__}: {error}"
+            raise TeacherError(f"{self.name} fails on an observation of {self.world.name}", got=got) from error
+        self.logprobs(first)
 
     def _check(self, plain: Tensor, n: int) -> None:
         expected = (n, self.world.actions)
