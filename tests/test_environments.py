@@ -150,13 +150,13 @@ def same_rollouts(a, b):
 # ---- the same core
 
 
-@pytest.mark.parametrize("name", recipes.names())
-def test_every_recipe_that_asks_for_no_text_runs_on_episodes(name, lake):
+IMITATION = ("dagger", "aggrevate", "policy_distillation", "on_policy_distillation", "kickstarting")
+
+
+@pytest.mark.parametrize("name", [*IMITATION, "gkd", "local_support", "sampled_token", "sft"])
+def test_methods_for_texts_and_for_policies_share_the_core(name, lake):
     """Same rows, asks, credit, losses and step; the gradient does not depend on the partition."""
-    if name in ("privileged", "representation"):  # they need a reference answer, and hidden layers
-        return
-    small = {"k": 2} if any(p.name == "k" for p in recipes.describe(name).parameters) else {}
-    method = recipes.load(name)(**small)
+    method = recipes.load(name)(**({"k": 2} if name == "local_support" else {}))
     student = made("mlp:6", lake, 0, 25)
     student = Policy(lake, student.net.double(), max_new=25)
     cast = {"student": student, "teacher": expert(lake, epsilon=0.1, max_new=25)}

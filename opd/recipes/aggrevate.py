@@ -15,7 +15,6 @@ Uncertain: the roll-in of the differentiable paper is a mixture that decays; her
 from opd.losses import ExpectedLoss
 from opd.means import named
 from opd.method import Ask, Method, Term
-from opd.observe import student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.rounds import Aggregate
@@ -34,6 +33,5 @@ def aggrevate(*, replay: int = 0, n: int = 1, temperature: float = 1.0, mean: st
         sample=rounds,
         teach=(Ask("teacher", "teacher", Want(values=True)),),
         terms={"value": Term(ExpectedLoss(), named(mean))},
-        observe=(student,),
         state={"rounds": rounds},
     )

@@ -17,7 +17,6 @@ Uncertain: the paper's own schedules; the straight line over 15 rounds is the de
 from opd.losses import Imitate
 from opd.means import named
 from opd.method import Method, Term, Updates
-from opd.observe import student
 from opd.rollout import Sampling
 from opd.rounds import Aggregate, Fading, TakeTurns
 
@@ -47,6 +46,5 @@ def dagger(
         sample=rounds,
         terms={"imitate": Term(Imitate(), named(mean))},
         updates=Updates(epochs),
-        observe=(student,),
         state={"rounds": rounds},
     )

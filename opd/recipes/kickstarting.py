@@ -18,7 +18,6 @@ from opd.credit import Earned, LessMean, ReturnToGo, ValueGate
 from opd.losses import Everywhere, Gated, PolicyGradient
 from opd.means import named
 from opd.method import Ask, Method, Term, chain
-from opd.observe import student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.rounds import Fading
@@ -52,5 +51,4 @@ def kickstarting(
         teach=(Ask("teacher", "teacher", Want(dist=True, values=gate)),),
         credit=chain(*reward, ValueGate(gamma)) if gate else chain(*reward),
         terms={"reward": Term(PolicyGradient(), named(mean)), "match": match},
-        observe=(student,),
     )

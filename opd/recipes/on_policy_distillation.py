@@ -19,7 +19,6 @@ from opd.errors import one_of
 from opd.losses import Everywhere, PolicyGradient
 from opd.means import named
 from opd.method import Ask, Method, Term, unchanged
-from opd.observe import Against, student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
@@ -54,5 +53,4 @@ def on_policy_distillation(
         teach=asks,
         credit=FutureCost(measure, gamma) if future else unchanged,
         terms=terms,
-        observe=(student, Against()),
     )

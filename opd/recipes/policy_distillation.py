@@ -15,7 +15,6 @@ teacher here: --teacher values,epsilon=0.05. Several tasks at once are not here.
 from opd.losses import MatchValues
 from opd.means import named
 from opd.method import Ask, Method, Term
-from opd.observe import student
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.rounds import Aggregate
@@ -34,6 +33,5 @@ def policy_distillation(*, tau: float = 0.01, replay: int = 3, n: int = 1, mean:
         sample=rounds,
         teach=(Ask("teacher", "teacher", Want(values=True)),),
         terms={"match": Term(MatchValues(tau), named(mean))},
-        observe=(student,),
         state={"rounds": rounds},
     )
