@@ -24,11 +24,32 @@ TEACHERS = "values, a folder that opd saved, python:FILE:FUNCTION, or a copy of 
 
 def student(spec: str, settings: Settings, world: World) -> Policy:
     """The policy that learns: untaught, or one that was saved."""
+    refuse(settings)
+    policy = _student(spec, settings, world)
+    return policy if settings.dtype != "float64" else Policy(world, policy.net.double(), spec, settings.max_new)
+
+
+def _student(spec: str, settings: Settings, world: World) -> Policy:
     if (folder := Path(spec) / "model").is_dir() or (folder := Path(spec)).is_dir():
         return loaded(folder, world, settings.max_new)
     if "/" in spec or spec.partition(":")[0] not in ("table", "mlp"):
         raise SettingError(f"no policy {spec!r} for {world.name}", expected=NETS)
     return made(spec, world, settings.seed, settings.max_new)
+
+
+def refuse(settings: Settings) -> None:
+    """Settings that are for language models would change nothing here, and so they are refused."""
+    given = {
+        "--device": (settings.device, ("auto", "cpu")),
+        "--teacher-device": (settings.teacher_device, ("auto", "cpu")),
+        "--dtype": (settings.dtype, ("auto", "float32", "float64")),
+        "--lora": (settings.lora, (0,)),
+        "--gradient-checkpointing": (settings.gradient_checkpointing, (False,)),
+    }
+    for name, (got, possible) in given.items():
+        if got not in possible:
+            expected = " or ".join(map(str, possible))
+            raise SettingError(f"{name} of a policy in an environment", got=got, expected=expected)
 
 
 def teacher(spec: str, settings: Settings, world: World) -> Expert:

@@ -27,7 +27,7 @@ def exam_line(step: int, result: dict[str, Any]) -> dict[str, Any]:
                     f"eval.{kind}.low": share["low"],
                     f"eval.{kind}.high": share["high"],
                 }
-            if returned := drawn["returned"]:
+            if returned := drawn.get("returned"):  # runs of before have none
                 line |= {f"eval.{kind}.return": returned["value"], f"eval.{kind}.return.low": returned["low"]}
                 line |= {f"eval.{kind}.return.high": returned["high"]}
     if kl := result["kl"]:

@@ -44,14 +44,15 @@ class TakeTurns:
         require(self.n >= 1, "samples per prompt n", got=self.n, expected="at least 1")
 
     def check(self, cast: Cast) -> None:
-        """Turns need a student that can be relieved in the middle of its writing."""
-        student = cast["student"]
-        if not hasattr(student, "take_turns"):
-            raise MethodError(
-                f"{student.name} cannot take turns with a teacher decision by decision",
-                expected="a policy in an environment",
-                remedy="Train with --task gymnasium:NAME, or use gkd or sampled_token for texts",
-            )
+        """Turns need two who can be relieved in the middle of their writing."""
+        for who in ("student", self.teacher):
+            if not hasattr(cast[who], "take_turns"):
+                raise MethodError(
+                    f"{cast[who].name} cannot take turns decision by decision",
+                    got=f"a {type(cast[who]).__name__} as {who}",
+                    expected="a policy or an expert in an environment",
+                    remedy="Train with --task gymnasium:NAME --teacher values, or use gkd for texts",
+                )
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         student: Partner = cast["student"]

@@ -28,10 +28,12 @@ class Settings(BaseModel):
 
     method: str = Field(description="the recipe, see 'opd list'")
     parameters: dict[str, Any] = Field(default_factory=dict, description="of the recipe, see 'opd show METHOD'")
-    student: str = Field("embedded:student", description="model folder or hub name, or embedded:student")
+    student: str = Field(
+        "embedded:student", description="model folder or hub name, or embedded:student; to act, table or mlp:WIDTH"
+    )
     teacher: str = Field(
         "",
-        description="model folder or hub name, or self:live, self:frozen, self:ema=D, self:every=K; "
+        description="model folder or hub name, or self:live, self:frozen, self:ema=D, self:every=K; to act, values; "
         "NAME=MODEL,NAME=MODEL lets the column teacher_id of a problem choose",
     )
     task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE, reasoning_gym:NAME or gymnasium:NAME")

@@ -298,7 +298,11 @@ BAD = {
     "--task gymnasium:FrozenLake-v1 --teacher python:broken.py:two": "broken.py cannot be run: got NameError",
     "--task gymnasium:FrozenLake-v1 --teacher python:none.py:one": "no such file",
     "--task gymnasium:FrozenLake-v1 --teacher values --student gpt": "no policy 'gpt' for FrozenLake-v1",
-    "--task sums": "embedded:student cannot take turns with a teacher decision by decision",
+    "--task gymnasium:FrozenLake-v1 --teacher values --device cuda": "--device of a policy in an environment: got cuda",
+    "--task gymnasium:FrozenLake-v1 --teacher values --lora 8": "--lora of a policy in an environment: got 8",
+    "--task gymnasium:FrozenLake-v1 --teacher values --beta 2": "the teacher's share beta: got 2.0",
+    "--task gymnasium:FrozenLake-v1 --teacher self:frozen": "decision by decision: got a Frozen as teacher",
+    "--task sums": "embedded:student cannot take turns decision by decision",
 }
 
 

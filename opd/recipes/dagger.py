@@ -14,6 +14,7 @@ teacher's policy: a noisy teacher gives noisy labels.
 Uncertain: the paper's own schedules; the straight line over 15 rounds is the default of the library `imitation`.
 """
 
+from opd.errors import require
 from opd.losses import Imitate
 from opd.means import named
 from opd.method import Method, Term, Updates
@@ -40,6 +41,7 @@ def dagger(
     temperature: at which the student acts
     mean: token_mean, sequence_mean or sequence_sum
     """
+    require(0 <= beta <= 1, "the teacher's share beta", got=beta, expected="a number in [0, 1]")
     turns = TakeTurns(Fading(beta, fade), n, Sampling(temperature=temperature))
     rounds = Aggregate(turns, replay)
     return Method(
