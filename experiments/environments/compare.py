@@ -113,7 +113,7 @@ def actors(seeds: int) -> None:
 def interval(values: Sequence[float], factor: float = 1.0) -> str:
     """Mean over seeds, and half the width of its 95 % interval (Student's t)."""
     half = STUDENT_T[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{factor * statistics.mean(values):.3g} ± {factor * half:.2g}"
+    return f"{factor * statistics.mean(values):.3g} ± {float(f'{factor * half:.2g}'):g}"
 
 
 # ---- the gate

@@ -1,6 +1,6 @@
-"""Episodes of a student before and after distillation, as paths on the grid: docs/lake.svg.
+"""Episodes of a student before and after distillation, as paths on the grid: docs/experiments/lake.svg.
 
-python -m experiments.environments.picture --out docs/lake.svg
+python -m experiments.environments.picture --out docs/experiments/lake.svg
 """
 
 import argparse
@@ -45,7 +45,7 @@ def panel(title: str, ground: Array, pieces: list[Piece], left: int) -> list[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/lake.svg"))
+    parser.add_argument("--out", type=Path, default=Path("docs/experiments/lake.svg"))
     given = parser.parse_args()
     task = load("FrozenLake-v1", map_name="8x8", held_out=EPISODES)
     run = training(task, expert(task.world, max_new=LONGEST), recipes.load("dagger")(), 0, 8, 0.3)
