@@ -26,7 +26,7 @@ def student(spec: str, settings: Settings, world: World) -> Policy:
     """The policy that learns: untaught, or one that was saved."""
     refuse(settings)
     policy = _student(spec, settings, world)
-    return policy if settings.dtype != "float64" else Policy(world, policy.net.double(), spec, settings.max_new)
+    return policy if settings.dtype != "float64" else Policy(world, policy.net.double(), policy.name, settings.max_new)
 
 
 def _student(spec: str, settings: Settings, world: World) -> Policy:
