@@ -147,7 +147,7 @@ def continued(
     decided = np.full(len(piece.tokens), author, np.int8) if piece.author is None else piece.author.astype(np.int8)
     who = np.concatenate([np.zeros(len(prompt), np.int8), decided])
     columns = {"behaviour": piece.behaviour, "untruncated": piece.untruncated, **piece.columns}
-    return Rollout(tokens, who, problem, sampling, piece.end, columns, dict(piece.tags), text, piece.inputs)
+    return Rollout(tokens, who, problem, sampling, piece.end, columns, dict(piece.tags), text, inputs=piece.inputs)
 
 
 Render = Callable[[Sequence[Message]], Array]

@@ -122,6 +122,7 @@ def _packed(rollout: Rollout) -> dict[str, Any]:
         "tags": rollout.tags,
         "end": str(rollout.end),
         "text": rollout.text,
+        "seed": rollout.seed,
     }
 
 
@@ -133,5 +134,5 @@ def _unpacked(packed: Mapping[str, Any]) -> Rollout:
     columns = {name: tensor.numpy() for name, tensor in packed["columns"].items()}
     return Rollout(
         problem=Problem(**problem), end=End(packed["end"]), columns=columns, tags=packed["tags"], text=packed["text"],
-        **arrays,
+        seed=packed["seed"], **arrays,
     )  # fmt: skip
