@@ -3,65 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from opd import report
 from opd.checkpoint import write_text
-from opd.compare import check, verdicts
+from opd.compare import check, page, verdicts
+from opd.compare.comparison import Comparison
 from opd.compare.outcome import Difference, Field, Line, Measure, look
-from opd.compare.plan import TUNING_SEED, Contest, Trial
+from opd.compare.plan import Contest, Trial
 from opd.compare.pool import Onlooker, Pool, is_finished
 from opd.compare.tuning import Tried, choose, rates
 from opd.run import Stopped
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The result: lines of the table, what was tried, differences, sentences."""
-
-    contest: Contest
-    field: Field
-    lines: list[Line]
-    tried: list[Tried]
-    aside: int  # tuning problems
-    differences: list[Difference]
-    verdicts: list[str]
-    notes: list[str]
-
-    @property
-    def is_whole(self) -> bool:
-        """Every method has all its seeds."""
-        return all(len(line.seeds) == self.contest.seeds for line in self.lines if line.role == "method")
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as plain JSON values."""
-        contest = self.contest
-        return {
-            "settings": contest.shared,
-            "seeds": list(range(contest.seeds)),
-            "baseline": contest.reference.label,
-            "methods": [asdict(entrant) for entrant in contest.entrants],
-            "problems": self.field.problems,
-            "tuning": {"problems": self.aside, "seed": TUNING_SEED, "tried": [asdict(one) for one in self.tried]},
-            "table": [asdict(line) for line in self.lines],
-            "differences": [asdict(one) for one in self.differences],
-            "verdicts": self.verdicts,
-            "notes": self.notes,
-            "runs": [
-                {
-                    "method": run.trial.entrant.label,
-                    "seed": run.trial.seed,
-                    "lr": run.trial.lr,
-                    "folder": str(run.trial.folder.relative_to(contest.out)),
-                    "error": run.error,
-                    "entropy": run.entropy,
-                    **run.summary,
-                }
-                for run in self.field.runs
-            ],
-        }
 
 
 def compare(contest: Contest, jobs: int, onlooker: Onlooker) -> Comparison:
@@ -121,8 +73,6 @@ def differences(contest: Contest, field: Field) -> list[Difference]:
 
 def write(comparison: Comparison) -> None:
     """comparison.json, the page of every finished run that has none, and comparison.html."""
-    from opd.compare import page
-
     out = comparison.contest.out
     write_text(out / "comparison.json", json.dumps(comparison.to_json(), indent=1))
     for run in comparison.field.runs:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING
 
 from opd import cast as casting
 from opd.compare.bootstrap import Interval
+from opd.compare.comparison import Comparison
 from opd.compare.curves import TONES, figures, unit_of
 from opd.compare.outcome import Difference, Line, Ran
 from opd.compare.verdicts import CONTROLS, is_better, worded
@@ -16,9 +16,6 @@ from opd.report import filled
 from opd.report.choices import Choice, described
 from opd.report.result import worded as written
 from opd.settings import Settings
-
-if TYPE_CHECKING:
-    from opd.compare.course import Comparison
 
 SCRIPTS = ("vendor/uplot/uPlot.iife.min.js", "curves.js")
 APART = {"method", "parameters", "seed", "out", "lr", "drafts", "logger", "eval_on", "tuning_problems"}

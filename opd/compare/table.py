@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from opd.compare.bootstrap import Interval
+from opd.compare.comparison import Comparison
 from opd.compare.verdicts import worded
-
-if TYPE_CHECKING:
-    from opd.compare.course import Comparison
 
 WIDTH = 150  # of the table where no terminal says how wide it is
 COLUMNS = {  # number -> heading, factor, digits
