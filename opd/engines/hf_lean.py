@@ -16,31 +16,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+WIDEST = 1024  # above it Python no longer matters, and a second copy of the weights would
 KINDS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 
 
 @dataclass(frozen=True)
 class Block:
-    """The parameters of one transformer block, looked up once per writing."""
+    """The parameters of one transformer block; maps of the same input are one map, put together once per writing."""
 
     norms: tuple[Tensor, Tensor]
-    head_norms: tuple[Tensor, Tensor] | None  # of queries and keys, where a model has them
-    query: tuple[Tensor, Tensor | None]  # weight and bias, as of all that follow
-    key: tuple[Tensor, Tensor | None]
-    value: tuple[Tensor, Tensor | None]
+    head_norms: Tensor | None  # [H + h, E] of queries and keys, where a model has them
+    query_key_value: tuple[Tensor, Tensor | None]  # weight and bias, as of all that follow
     out: tuple[Tensor, Tensor | None]
-    gate: tuple[Tensor, Tensor | None]
-    up: tuple[Tensor, Tensor | None]
+    gate_up: tuple[Tensor, Tensor | None]
     down: tuple[Tensor, Tensor | None]
 
 
 class Lean:
     """A decoder that reads one token per sequence; keys and values are kept in the layers of a cache."""
 
-    def __init__(self, decoder: Any) -> None:
+    def __init__(self, decoder: Any, config: Any) -> None:
         self.embed, self.rotary, self.norm = decoder.embed_tokens, decoder.rotary_emb, decoder.norm.weight
-        self.eps, self.width = decoder.config.rms_norm_eps, decoder.layers[0].self_attn.head_dim
-        self.blocks = [_block(layer) for layer in decoder.layers]
+        self.width, self.heads = decoder.layers[0].self_attn.head_dim, config.num_attention_heads
+        self.turned = self.heads + config.num_key_value_heads  # H + h
+        self.eps = self.norm.new_tensor([config.rms_norm_eps])
+        self.blocks = [self._block(layer) for layer in decoder.layers]
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Sequence[Any]) -> Tensor:
         """ids [b], positions [b, 1], mask [b, T] of what may be seen -> [b, D] the state after the last norm."""
@@ -50,25 +50,51 @@ class Lean:
         seen = None if mask is None else mask[:, None, None, :].bool()
         for block, layer in zip(self.blocks, cache, strict=True):
             x = self._attend(block, x, (cos, sin), seen, layer).add_(x)
-            y = self._normed(x, block.norms[1])
-            x = F.linear(F.silu(F.linear(y, *block.gate)).mul_(F.linear(y, *block.up)), *block.down).add_(x)
+            gate, up = F.linear(self._normed(x, block.norms[1]), *block.gate_up).chunk(2, -1)
+            x = F.linear(F.silu(gate).mul_(up), *block.down).add_(x)
         return self._normed(x, self.norm)
 
     def _attend(self, block: Block, x: Tensor, turn: tuple[Tensor, Tensor], seen: Tensor | None, layer: Any) -> Tensor:
         x = self._normed(x, block.norms[0])
-        q, k, v = (F.linear(x, *w).unflatten(-1, (-1, self.width)) for w in (block.query, block.key, block.value))
+        every = F.linear(x, *block.query_key_value).unflatten(-1, (-1, self.width))  # [b, H + h + h, E]
+        both, v = every[:, : self.turned], every[:, self.turned :]
         if block.head_norms is not None:
-            q, k = (self._normed(y, w) for y, w in zip((q, k), block.head_norms, strict=True))
-        heads, (cos, sin), half = q.shape[1], turn, self.width // 2
-        both = torch.cat([q, k], 1)  # [b, H + h, E]
+            both = self._normed(both, block.head_norms)
+        (cos, sin), half = turn, self.width // 2
         both = torch.addcmul(both * cos, torch.cat([both[..., half:], both[..., :half]], -1), sin).unsqueeze(2)
-        keys, values = layer.update(both[:, heads:], v.unsqueeze(2))
-        grouped = heads != keys.shape[1]
-        found = F.scaled_dot_product_attention(both[:, :heads], keys, values, attn_mask=seen, enable_gqa=grouped)
+        keys, values = layer.update(both[:, self.heads :], v.unsqueeze(2))
+        grouped = self.heads != keys.shape[1]
+        found = F.scaled_dot_product_attention(both[:, : self.heads], keys, values, attn_mask=seen, enable_gqa=grouped)
         return F.linear(found.flatten(1), *block.out)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.eps)
+        # x / sqrt(mean(x^2) + eps): F.rms_norm takes twice as long for a few rows
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.addcmul(self.eps, size, size, value=1 / x.shape[-1]).rsqrt_().mul(x).mul_(weight)
+
+    def _block(self, layer: Any) -> Block:
+        attention, mlp = layer.self_attn, layer.mlp
+        head_norms = None
+        if hasattr(attention, "q_norm"):
+            shared = self.turned - self.heads
+            parts = [(attention.q_norm.weight, self.heads), (attention.k_norm.weight, shared)]
+            head_norms = torch.cat([weight.expand(count, -1) for weight, count in parts])
+        return Block(
+            (layer.input_layernorm.weight, layer.post_attention_layernorm.weight),
+            head_norms,
+            _together(attention.q_proj, attention.k_proj, attention.v_proj),
+            _together(attention.o_proj),
+            _together(mlp.gate_proj, mlp.up_proj),
+            _together(mlp.down_proj),
+        )
+
+
+def _together(*modules: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of linear maps of one input as those of a single one."""
+    if len(modules) == 1:
+        return modules[0].weight, modules[0].bias
+    biases = [module.bias for module in modules if module.bias is not None]
+    return torch.cat([module.weight for module in modules]), torch.cat(biases) if biases else None
 
 
 def _projections(layer: Any) -> tuple[Any, ...]:
@@ -77,20 +103,15 @@ def _projections(layer: Any) -> tuple[Any, ...]:
     return (*inside, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
 
-def _block(layer: Any) -> Block:
-    attention, norms = layer.self_attn, (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
-    head_norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
-    return Block(norms, head_norms, *((module.weight, module.bias) for module in _projections(layer)))
-
-
 def lean(decoder: Any, config: Any) -> Lean | None:
     """The fast form of a decoder, if it is exactly of a kind that is known here."""
     known = (
         type(decoder).__name__ in KINDS
+        and config.hidden_size <= WIDEST
         and config.hidden_act == "silu"
         and config._attn_implementation == "sdpa"
         and type(decoder.embed_tokens) is nn.Embedding
         and all(type(m) is nn.Linear for layer in decoder.layers for m in _projections(layer))
         and all(p.dtype == torch.float32 for p in decoder.parameters())
     )
-    return Lean(decoder) if known else None
+    return Lean(decoder, config) if known else None
