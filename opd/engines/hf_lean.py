@@ -93,7 +93,7 @@ def _together(*modules: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of linear maps of one input as those of a single one."""
     if len(modules) == 1:
         return modules[0].weight, modules[0].bias
-    biases = [module.bias for module in modules if module.bias is not None]
+    biases: list[Tensor] = [module.bias for module in modules if module.bias is not None]
     return torch.cat([module.weight for module in modules]), torch.cat(biases) if biases else None
 
 
