@@ -5,7 +5,7 @@ Axes: N rows of the batch, n rows of one rollout.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,8 +57,13 @@ def check_capabilities(method: Method, cast: Cast) -> None:
                 f"{ask.who} ({reader.name}) can't answer {sorted(missing)}, which ask {ask.into!r} of the method needs",
                 got=f"a teacher that can {sorted(can)}",
                 expected=sorted(ask.want.needs),
-                remedy="Use a local teacher, or a method that needs less (see 'opd list')",
+                remedy=f"Use {_better(missing)}, or a method that needs less (see 'opd list')",
             )
+
+
+def _better(missing: Set[str]) -> str:
+    """Who could answer."""
+    return "an environment and --teacher values" if "values" in missing else "a local teacher"
 
 
 def teach(asks: Sequence[Ask], groups: Sequence[Group], rows: Rows, cast: Cast) -> Rows:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from opd.method import Method
 
 TOY_VOCABULARY, TOY_K = 7, 3
-PAPER_ID = re.compile(r"\d{4}\.\d{5}")
+PAPER_ID = re.compile(r"\d{4}\.\d{4,5}")
 
 
 def list_(words: list[str]) -> int:
