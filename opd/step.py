@@ -185,17 +185,20 @@ def _backward(
     states = {layer: torch.zeros_like(state) for layer, state in forward.states.items()}
     head = GradBuffer(forward.head) if forward.head.requires_grad else None
     part = rows.index(batch.rows)
-    weight = {name: w[batch.rows] for name, w in weights.items()}
+    shares = [Share.of(name, term, weights[name][batch.rows], rows.step) for name, term in method.terms.items()]
+    each = torch.zeros(len(batch.rows), dtype=outcome.each.dtype, device=batch.rows.device)
     for start in range(0, len(batch.rows), chunk):
         here = slice(start, min(start + chunk, len(batch.rows)))
         dist = _leaves(forward, part["token"], head, student.vocab, here)
         slices = part.index(here)
-        total, each = _chunk_loss(dist, slices, method, {name: w[here] for name, w in weight.items()}, outcome)
-        outcome.each[batch.rows[here]] = each.to(outcome.each.dtype)
+        total = _chunk_loss(dist, slices, shares, here, each[here])
         if total.requires_grad:
             total.backward()  # pyright: ignore[reportUnknownMemberType]
         _look(dist, slices, method, batch.rows[here], held, outcome)
         _collect(dist, hidden, states, here)
+    outcome.each[batch.rows] = each
+    for share in shares:
+        outcome.losses[share.name] += float(share.sum)
     roots = [forward.hidden, forward.head, *forward.states.values()]
     grads = [hidden, head and head.gradient(), *states.values()]
     if forward.aux is not None:
@@ -211,28 +214,43 @@ def _leaves(forward: Forward, tokens: Tensor, head: GradBuffer | None, vocab: in
     return HeadDist(hidden, forward.head.detach(), tokens[here], vocab, states=states, grad_head=head)
 
 
-def _chunk_loss(
-    dist: HeadDist, rows: Rows, method: Method, weights: dict[str, Tensor], outcome: Outcome
-) -> tuple[Tensor, Tensor]:
-    """Sum over terms and rows of weight * loss, and [n] the loss of each row.
+@dataclass
+class Share:
+    """What one term takes of a pass: its weights [n], where they are not 0, and the sum of its losses so far."""
+
+    name: str
+    term: Term
+    weight: Tensor
+    live: Tensor  # [n] on the processor, so that no chunk waits for the device to hear what it holds
+    scale: float
+    sum: Tensor
+
+    @classmethod
+    def of(cls, name: str, term: Term, weight: Tensor, step: int) -> Share:
+        return cls(name, term, weight, weight.ne(0).cpu(), term.scaled(step), weight.new_zeros(()))
+
+
+def _chunk_loss(dist: HeadDist, rows: Rows, shares: Sequence[Share], here: slice, each: Tensor) -> Tensor:
+    """Sum over terms and rows of weight * loss; adds the loss of every row to each [n].
 
     A row without weight never reaches a loss, where a nan would spread.
     """
     total = torch.zeros((), dtype=torch.float64, device=dist.tokens.device)
-    each = total.new_zeros(len(rows))
-    for name, term in method.terms.items():
-        weight = weights[name]
-        live = weight.ne(0)
+    for share in shares:
+        weight, live = share.weight[here], share.live[here]
         if not bool(live.any()):
             continue
-        everything = bool(live.all())
-        one = (dist, rows) if everything else (dist.index(live.nonzero().squeeze(-1)), rows.index(live))
-        loss = term.loss(*one)
-        weighted = (loss * (weight if everything else weight[live]).to(loss.dtype)).sum()
-        outcome.losses[name] += float(weighted.detach())
+        if bool(live.all()):
+            loss = share.term.loss(dist, rows)
+            each += share.scale * loss.detach()
+        else:
+            some = live.nonzero().squeeze(-1).to(weight.device)
+            loss, weight = share.term.loss(dist.index(some), rows.index(some)), weight[some]
+            each[some] += (share.scale * loss.detach()).to(each.dtype)
+        weighted = (loss * weight.to(loss.dtype)).sum()
+        share.sum += weighted.detach()
         total = total + weighted
-        each[live] += term.scaled(rows.step) * loss.detach()
-    return total, each
+    return total
 
 
 def _look(dist: HeadDist, rows: Rows, method: Method, numbers: Tensor, held: Held, outcome: Outcome) -> None:
