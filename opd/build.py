@@ -91,7 +91,7 @@ def check_layers(method: Method, cast: Cast) -> None:
     """Layers that a model in this process does not have are refused before anybody writes."""
     asked = [("student", method.layers), *((ask.who, ask.want.layers) for ask in method.teach)]
     for who, layers in asked:
-        for member in getattr(cast[who], "members", {who: cast[who]}).values():
+        for member in casting.each(cast[who]).values():
             engine = getattr(member, "engine", member)
             if layers and hasattr(engine, "blocks"):
                 resolve_layers(layers, len(engine.blocks), f"{who} {engine.name}")

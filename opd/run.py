@@ -12,10 +12,7 @@ RUN/run.toml             all settings as resolved, versions, git state
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +34,7 @@ from opd.record import exam_line, read_metrics, resolved
 from opd.rollout import Problem
 from opd.rows import Rows
 from opd.settings import Settings, read_toml
+from opd.stopping import asked_to_stop
 
 
 class Stopped(Exception):
@@ -112,7 +110,7 @@ class Run:
             watch.started(self)
         summary: dict[str, Any] = {}
         try:
-            with self.interruptible():
+            with asked_to_stop(self.ask):
                 summary = self._train()
         finally:
             for watch in self.watches:
@@ -286,21 +284,8 @@ class Run:
         if t.budget:
             t.budget.spent = moving["spent"]
 
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM let the step finish, save and stop; a second Ctrl-C stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, frame: object) -> None:
-            if self.stopping:
-                raise KeyboardInterrupt
-            self.stopping = True
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def ask(self) -> None:
+        """Ctrl-C and SIGTERM let the step finish, save and stop; a second one stops at once."""
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True

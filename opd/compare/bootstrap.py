@@ -17,12 +17,12 @@ from statistics import fmean, stdev
 
 import numpy as np
 
+from opd.evaluate import Z
 from opd.rollout import Array
 
 DRAWS = 10_000
 PIECE = 500  # draws whose weights [B, P] exist at the same time
 EDGES = 2.5, 97.5  # percentiles
-Z = 1.959963984540054
 T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)  # 97.5 % of Student's t, 1..10
 
 

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from opd.compare.bootstrap import Interval, Z, crossed, over_seeds
+from opd.compare.bootstrap import Interval, crossed, over_seeds
 from opd.compare.plan import Trial
-from opd.evaluate import wilson
+from opd.evaluate import Z, wilson
 from opd.record import read_metrics
 from opd.rollout import Array
 

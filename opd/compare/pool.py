@@ -6,10 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +15,7 @@ from typing import Any, Protocol
 import opd
 from opd.compare.plan import Trial
 from opd.settings import Settings
+from opd.stopping import asked_to_stop
 
 EVERY = 0.2  # seconds between two looks at the processes
 
@@ -43,7 +42,7 @@ class Pool:
     def run(self, trials: Sequence[Trial]) -> None:
         """Brings every trial to its end; those that are finished already are left."""
         waiting = [trial for trial in trials if not is_finished(trial)]
-        with self._interruptible():
+        with asked_to_stop(self._ask):
             try:
                 while (waiting and not self.stopping) or self.running:
                     while waiting and len(self.running) < self.jobs and not self.stopping:
@@ -84,24 +83,11 @@ class Pool:
             if process.poll() is None:
                 process.kill()
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
+    def _ask(self) -> None:
         """The first Ctrl-C lets every run save and end, the second ends them at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, frame: object) -> None:
-            if self.stopping:
-                self._kill()
-            self.stopping = True
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        if self.stopping:
+            self._kill()
+        self.stopping = True
 
 
 def is_finished(trial: Trial) -> bool:
