@@ -75,6 +75,7 @@ def checks(method: Method, task: Task, cast: Cast) -> dict[str, Callable[[], Non
         "prompts": lambda: check_task(task, student),
         "routes": lambda: check_routes(cast, task),
         "views": lambda: check_views(method, task),
+        "rewards": lambda: check_rewards(method, task),
     }
 
 
@@ -136,6 +137,22 @@ def check_views(method: Method, task: Task) -> None:
         if check := getattr(ask.view, "check", None):
             for problem in task.train:
                 check(problem)
+
+
+def check_rewards(method: Method, task: Task) -> None:
+    """A method that lives on rewards gets a grade for every answer."""
+    if not method.needs_reward or hasattr(task, "world"):
+        return
+    first = task.train[0]
+    unanswered = next((problem for problem in task.train if problem.answer is None), first)
+    for problem in (first, unanswered):
+        if task.grade(problem, "") is None:
+            start = " ".join(problem.messages[-1]["content"].split())[:40]
+            raise DataError(
+                f"the method needs a reward for every answer, and problem {problem.id} ({start!r}...) has none",
+                expected="a task with a grader",
+                remedy="Give every problem its answer (column 'answer'), or take a method without rewards",
+            )
 
 
 def check_support(method: Method, vocab: int) -> None:

@@ -15,51 +15,62 @@ if TYPE_CHECKING:
 
 ROUTE = re.compile(r"\s*[\w.-]*\s*=")  # a spec that begins so names several teachers: NAME=SPEC,NAME=SPEC
 EMBEDDED = "embedded:student"
+NOBODY = "none"  # the teacher of a method that asks none
+REFERENCE = "reference"  # the third role: what a method holds the student or the teacher against
 TEACHERS = "values (exact, for tabular environments), python:FILE:FUNCTION, a saved policy"
 COPIES = "self:live, self:frozen, self:ema=DECAY or self:every=STEPS"
 NO_MAP = "Say stop_token=keep, or mask"
 
 
 def build(settings: Settings, method: Method, world: Any = None) -> dict[str, Any]:
-    """The student and its teacher, who share their tokens; in an environment, `world`, both are policies."""
+    """The student, its teacher and whom else the method asks, who share their tokens; in `world` all are policies."""
     return joined(settings, opened(settings, method, world))
 
 
 def opened(settings: Settings, method: Method, world: Any = None) -> dict[str, Any]:
-    """The student and its teacher, each loaded once and not yet compared."""
-    if world is not None:
-        return acting(teacher_spec(settings, method), settings, world)
-    student = open_model(settings.student, settings, settings.dtype, settings.device, learns=True)
-    return {"student": student, "teacher": open_teacher(teacher_spec(settings, method), settings, student)}
+    """Everybody who takes part, each loaded once and not yet compared."""
+    if world is None:
+        student: Any = open_model(settings.student, settings, settings.dtype, settings.device, learns=True)
+        play = lambda spec: open_teacher(spec, settings, student)
+    else:
+        from opd import players
+
+        student = players.student(student_spec(settings), settings, world)
+        copied = lambda spec: copy_of(student, spec)
+        play = lambda spec: copied(spec) if spec.startswith("self") else players.teacher(spec, settings, world)
+    return {"student": student, **{role: play(spec) for role, spec in specs(settings, method).items()}}
 
 
 def joined(settings: Settings, cast: dict[str, Any]) -> dict[str, Any]:
     """The cast over its common tokens, and over one end of text where that is asked for."""
-    student, reader = cast["student"], cast["teacher"]
+    student, readers = cast["student"], {role: member for role, member in cast.items() if role != "student"}
     if not hasattr(student, "tokenizer"):
         return cast  # policies have one set of actions, their environment's
-    share_tokens(student, reader)
-    return {**cast, "teacher": ending_like(student, reader)} if settings.stop_token == "map" else cast
+    share_tokens(student, *readers.values())
+    maps = settings.stop_token == "map" and "teacher" in readers
+    return {**cast, "teacher": ending_like(student, readers["teacher"])} if maps else cast
+
+
+def specs(settings: Settings, method: Method) -> dict[str, str]:
+    """Who plays every role beside the student's."""
+    teacher = teacher_spec(settings, method)
+    found = {} if teacher == NOBODY else {"teacher": teacher}
+    if REFERENCE in method.readers:
+        found[REFERENCE] = settings.reference or method.casting.get(REFERENCE, "self:frozen")
+    elif settings.reference:
+        what = f"{settings.method} asks no reference"
+        raise SettingError(what, got=f"--reference {settings.reference}", remedy="Leave it out")
+    return found
 
 
 def teacher_spec(settings: Settings, method: Method) -> str:
     """The teacher that the settings name, else the method, else the one that comes with the embedded student."""
     embedded = "embedded:teacher" if settings.student == EMBEDDED and not acts(settings) else ""
-    if spec := settings.teacher or method.casting.get("teacher", "") or embedded:
+    spec = settings.teacher or method.casting.get("teacher", "") or embedded
+    if spec and (spec != NOBODY or method.casting.get("teacher") == NOBODY):
         return spec
     known = TEACHERS if acts(settings) else "a model folder"
     raise SettingError(f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give {known}, or {COPIES}")
-
-
-def acting(spec: str, settings: Settings, world: Any) -> dict[str, Any]:
-    from opd import players
-
-    student = players.student(student_spec(settings), settings, world)
-    copied = spec.startswith("self")
-    return {
-        "student": student,
-        "teacher": copy_of(student, spec) if copied else players.teacher(spec, settings, world),
-    }
 
 
 def student_spec(settings: Settings) -> str:
@@ -119,11 +130,12 @@ def member(spec: str, settings: Settings, student: Any) -> Any:
     return LocalTeacher(open_model(spec, settings, settings.teacher_dtype, device))
 
 
-def share_tokens(student: Any, teacher: Any) -> int:
+def share_tokens(student: Any, *readers: Any) -> int:
     """The number of tokens over which all give log-probs from now on; an error if an id means something else."""
     from opd.engines.hf import common_vocab
 
-    return common_vocab(student, *(one.engine for one in each(teacher).values() if hasattr(one, "engine")))
+    members = [one for reader in readers for one in each(reader).values()]
+    return common_vocab(student, *(one.engine for one in members if hasattr(one, "engine")))
 
 
 def ending_like(student: Any, teacher: Any) -> Any:

@@ -171,6 +171,7 @@ def _learns(build: Build, steps: int = 8) -> str:
     for _ in range(steps):
         student.zero_grad()
         losses.append(gradient(student, rows, sequences, method).loss)
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         with torch.no_grad():
             for p in student.parameters():
                 if p.grad is not None:

@@ -86,17 +86,39 @@ class PolicyGradient:
     """-A pi(y) / old(y): the importance-weighted score-function surrogate; `clip` makes it PPO's.
 
     old: `behaviour`, the distribution that really drew the token (right under top-p and temperature too), or
-    `untruncated`, the student's own log-prob when it wrote (the ratio that PPO clips).
+    `untruncated`, the student's own log-prob when it wrote (the ratio that PPO clips). `clip_high`: the upper bound
+    where it is another; `dual`: see maths.ppo_clip; `advantage`: the column that holds it.
     """
 
     clip: float = 0.0
     old: str = "behaviour"
+    clip_high: float = 0.0
+    dual: float = 0.0
+    advantage: str = "advantage"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.clip <= 1, "the clip range of a ratio", got=self.clip, expected="a number in [0, 1]")
+        require(self.clip > 0 or not (self.clip_high or self.dual), "a ratio's upper bound", got="no lower one",
+                expected="clip above 0")  # fmt: skip
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
-        logp, old, advantage = student.chosen, rows[self.old], rows["advantage"]
+        logp, old, advantage = student.chosen, rows[self.old], rows[self.advantage]
         if self.clip:
-            return maths.ppo_clip(logp, old, advantage, self.clip, self.clip)
+            return maths.ppo_clip(logp, old, advantage, self.clip, self.clip_high or self.clip, self.dual)
         return maths.importance_gradient(logp, old, advantage)
+
+
+@dataclass(frozen=True)
+class StayNear:
+    """k3 of the decided token against a reader's log-prob of it: GRPO's term that holds the policy near its reference.
+
+    Its value is an estimate of KL(pi || reference), its gradient that of KL(reference || pi) (see maths.k3).
+    """
+
+    reference: str = "reference"
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        return maths.k3(student.chosen, rows[f"{self.reference}.chosen"])
 
 
 @dataclass(frozen=True)

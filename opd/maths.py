@@ -521,18 +521,23 @@ def importance_gradient(logp: Tensor, behaviour: Tensor, advantage: Tensor) -> T
     return -advantage.detach() * _ratio(logp, behaviour)
 
 
-def ppo_clip(logp: Tensor, old: Tensor, advantage: Tensor, low: float = 0.2, high: float = 0.2) -> Tensor:
+def ppo_clip(
+    logp: Tensor, old: Tensor, advantage: Tensor, low: float = 0.2, high: float = 0.2, dual: float = 0.0
+) -> Tensor:
     """-min(r A, clip(r, 1 - low, 1 + high) A) with r = p(y) / old(y), old being this model at the start of the batch.
 
-    Shapes: [N], [N], [N] -> [N]. Raises ValueError unless 0 <= low <= 1 and high >= 0.
-    Source: PPO, arXiv 1707.06347; unequal bounds, DAPO, arXiv 2503.14476.
+    `dual` bounds a negative advantage's term by -dual A: a ratio beyond it is not lowered further; 0 for no bound.
+    Shapes: [N], [N], [N] -> [N]. Raises ValueError unless 0 <= low <= 1, high >= 0, and dual is 0 or above 1 + high.
+    Source: PPO, arXiv 1707.06347; unequal bounds, DAPO, arXiv 2503.14476; dual clip, arXiv 1912.09729.
     """
     _require(
         0 <= low <= 1 and high >= 0,
         f"got low={low} and high={high}, expected 0 <= low <= 1 and high >= 0: they are distances from 1, such as 0.2.",
     )
+    _require(dual == 0 or dual > 1 + high, f"got dual={dual}, expected 0 for none, or more than 1 + high = {1 + high}.")
     ratio, advantage = _ratio(logp, old), advantage.detach()
-    return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    return torch.where(advantage < 0, torch.minimum(loss, -dual * advantage), loss) if dual else loss
 
 
 def value_policy(values: Tensor, temperature: float) -> Tensor:

@@ -69,6 +69,7 @@ class Measures:
         numbers = {"length.max": float(table["length"].max()), "loops": float(looping.mean())}
         numbers |= inside_and_outside("loops.student", student, looping)
         kinds = self.kinds(table["token"]) if self.kinds else None
+        numbers |= trivial_groups(table)
         numbers |= {} if kinds is None else {f"kinds.{KINDS[k]}": float((kinds == k).mean()) for k in np.unique(kinds)}
         if teacher is not None:
             ratio = teacher - student
@@ -101,6 +102,17 @@ def concentration(advantage: Array) -> Numbers:
             most = -(-len(size) * percent // 100)
             numbers[f"advantage.top{percent}"] = float(size[:most].sum() / size.sum())
     return numbers
+
+
+def trivial_groups(table: Mapping[str, Array]) -> Numbers:
+    """groups.trivial: share of the groups of several answers whose rewards are all the same."""
+    if "reward" not in table:
+        return {}
+    first = np.unique(table["sequence"], return_index=True)[1]
+    group, reward = table["group"][first], table["reward"][first]
+    several = [reward[group == one] for one in np.unique(group) if (group == one).sum() > 1]
+    graded = [rewards for rewards in several if not np.isnan(rewards).any()]
+    return {"groups.trivial": float(np.mean([np.ptp(rewards) == 0 for rewards in graded]))} if graded else {}
 
 
 def by_position(ratio: Array, row: Array) -> Numbers:

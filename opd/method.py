@@ -5,7 +5,7 @@ loss = sum over terms, sum over rows of  weight[term, n] * loss[term](student[n]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -40,12 +40,16 @@ class Ask:
 
     `into` holds the distributions; `into.chosen`, `into.gathered` and `into.label` what was asked for by row;
     `into.values` [N, V] and `into.value` [N] what the teacher expects to be earned.
+
+    Rows that the view shows nothing of lose `keep`; where the ask is `optional` they keep it, the boolean column
+    `into.shown` is false there, numbers are nan and distributions mean nothing.
     """
 
     into: str
     who: str
     want: Want
     view: View = plain
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,15 @@ class Chain:
 
 def chain(*parts: Credit) -> Chain:
     return Chain(parts)
+
+
+def parts(credit: Credit) -> Iterator[Credit]:
+    """A credit's links, chains within chains included."""
+    if isinstance(credit, Chain):
+        for link in credit.parts:
+            yield from parts(link)
+    else:
+        yield credit
 
 
 @dataclass(frozen=True)
@@ -119,3 +132,10 @@ class Method:
     @property
     def readers(self) -> Sequence[str]:
         return sorted({ask.who for ask in self.teach})
+
+    @property
+    def needs_reward(self) -> bool:
+        """Whether some part can't do without a grade for every answer."""
+        return any(
+            getattr(part, "needs_reward", False) for part in (*parts(self.credit), *(a.view for a in self.teach))
+        )

@@ -37,6 +37,11 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "masked.*": Metric("tokens", "rows of the batch that a mask of the run took out, by the kind of mask"),
         "empty": Metric("updates", "updates without a row to learn from", "0; else masks or views leave nothing."),
         "tail.cut": Metric("share", "tokens outside the support whose weight p(y)/mu(y) was cut to the cap", "near 0."),
+        "clipped": Metric(
+            "share",
+            "tokens whose ratio to the batch's start has gone so far that PPO's clip takes their gradient away",
+            "0 in the first update of a batch, then a few hundredths; far more means too many updates of one batch.",
+        ),
         "seconds.*": Metric("s", "wall time: writing, reading, learning with all measurements"),
     },
     "Answers": {
@@ -46,6 +51,11 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "length.max": Metric("tokens", "the longest answer", "below the limit."),
         "truncated": Metric("share", "answers that the limit cut off", "near 0; a cut answer has no end to learn."),
         "reward": Metric("", "mean grade of the answers that could be graded", "rising; flat at 0 tells nothing."),
+        "groups.trivial": Metric(
+            "share",
+            "groups of several answers to one problem whose rewards are all the same",
+            "well below 1; a method that compares siblings learns nothing from these.",
+        ),
         "loops": Metric(
             "share",
             "tokens in a stretch that repeats itself: a period of at most 128 tokens, three times and eight tokens long"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from opd import maths
@@ -73,6 +74,20 @@ class Chosen:
         if self.teacher and chosen not in rows and (theirs := rows.dist(self.teacher)).ready:
             found[chosen] = theirs.chosen
         return found
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """clipped: 1 where PPO's clip takes a row's gradient away, that is where the ratio has gone too far for its sign."""
+
+    low: float
+    high: float
+    old: str = "untruncated"
+
+    def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
+        ratio, advantage = (dist.chosen - rows[self.old]).exp(), rows["advantage"]
+        too_far = torch.where(advantage > 0, ratio > 1 + self.high, (advantage < 0) & (ratio < 1 - self.low))
+        return {"clipped": too_far.to(ratio)}
 
 
 def measured(method: Method, cast: Cast) -> Method:

@@ -84,6 +84,12 @@ class Answer:
     values: Tensor | None = None  # [N, V] expected return after each token (Q)
     value: Tensor | None = None  # [N] expected return of the teacher's own way of going on (V)
 
+    def index(self, rows: slice) -> Answer:
+        """The answers about these rows."""
+        pick = lambda column: None if column is None else column[rows]
+        dist = None if self.dist is None else self.dist.index(rows)
+        return Answer(dist, pick(self.chosen), pick(self.gathered), pick(self.values), pick(self.value))
+
 
 class Teacher(Protocol):
     """Local model, server, store, copy of the student, fake: one noun. They differ in `can`, `live` and `follow`."""

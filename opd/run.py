@@ -79,6 +79,7 @@ class Run:
         run = cls(settings, folder, training, watches=list(watches), findings=findings)
         folder.mkdir(parents=True, exist_ok=True)
         played = {"student": casting.student_spec(settings), "teacher": run.teacher_spec}
+        played |= casting.specs(settings, training.method)
         write_text(folder / "run.toml", tomli_w.dumps(resolved(settings) | played))
         return run
 

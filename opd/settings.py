@@ -36,6 +36,7 @@ class Settings(BaseModel):
         description="model folder or hub name, or self:live, self:frozen, self:ema=D, self:every=K; to act, values; "
         "NAME=MODEL,NAME=MODEL lets the column teacher_id of a problem choose",
     )
+    reference: str = Field("", description="whom a method with a reference asks beside the teacher; as --teacher")
     task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE, reasoning_gym:NAME or gymnasium:NAME")
     out: str = Field("", description="run folder; default runs/METHOD-TASK-SEED")
     mask: tuple[int | str, ...] = Field((), description="tokens not learned from: ids, or texts of one token each")

@@ -1,4 +1,4 @@
-"""Asks become columns: one read per reader and view, and a reader must have been shown the very same decisions.
+"""Asks become columns: one pass per reader over all its views, and the decisions it sees are the ones that were taken.
 
 Axes: N rows of the batch, n rows of one rollout.
 """
@@ -23,24 +23,34 @@ from opd.rows import Rows
 
 @dataclass(frozen=True)
 class Read:
-    """All asks of one reader under one view, answered by a single pass."""
+    """All asks of one reader under one view."""
 
     who: str
     view: View
     want: Want
     into: tuple[str, ...]
+    optional: bool
 
 
 def reads(asks: Sequence[Ask]) -> list[Read]:
     """The asks fused per (reader, view), those that name ids of an earlier answer last."""
-    fused: dict[tuple[str, View], Read] = {}
+    fused: dict[tuple[str, View, bool], Read] = {}
     for ask in sorted(asks, key=lambda ask: bool(ask.want.gather)):
-        before = fused.get((ask.who, ask.view))
+        key = (ask.who, ask.view, ask.optional)
+        before = fused.get(key)
         if before and ask.want.gather.rpartition(".")[0] in before.into:
             raise MethodError(f"ask {ask.into!r} names ids of {before.into} but would be answered in the same pass")
         want, into = (before.want | ask.want, (*before.into, ask.into)) if before else (ask.want, (ask.into,))
-        fused[ask.who, ask.view] = Read(ask.who, ask.view, want, into)
+        fused[key] = Read(ask.who, ask.view, want, into, ask.optional)
     return sorted(fused.values(), key=lambda read: bool(read.want.gather))
+
+
+def passes(asks: Sequence[Ask]) -> list[list[Read]]:
+    """The reads that one pass answers: those that want the same of one reader, whatever it is shown."""
+    together: dict[tuple[str, Want], list[Read]] = {}
+    for read in reads(asks):
+        together.setdefault((read.who, read.want), []).append(read)
+    return list(together.values())
 
 
 def check_capabilities(method: Method, cast: Cast) -> None:
@@ -66,23 +76,49 @@ def _better(missing: Set[str]) -> str:
     return "an environment and --teacher values" if "values" in missing else "a local teacher"
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What one read shows of each rollout, in the order of the table; None where it shows nothing."""
+
+    read: Read
+    contexts: list[Rollout | None]
+
+
 def teach(asks: Sequence[Ask], groups: Sequence[Group], rows: Rows, cast: Cast) -> Rows:
     """The table with every ask answered; rows that a view left without evidence lose `keep`."""
     members = [(rollout, group) for group in groups for rollout in group.rollouts if rollout.n]
-    for read in reads(asks):
-        shown = [_context(read, rollout, group) for rollout, group in members]
-        contexts = [context for context in shown if context is not None]
-        if not contexts:
-            raise MethodError(f"the view of {read.into} showed {read.who} nothing in the whole batch")
-        if read.want.gather:
-            contexts = _with_ids(contexts, shown, read.want.gather, rows)
-        answer = cast[read.who].read(contexts, replace(read.want, dist=read.want.dist or read.want.label))
-        present = [context is not None for context in shown]
-        drawn = labels(answer.dist, contexts) if read.want.label and answer.dist is not None else None
-        if drawn is not None and not (read.want.dist or read.want.topk or read.want.layers):
-            answer = replace(answer, dist=None)  # it was only there to be drawn from
-        rows = _place(rows, read, answer, drawn, present, [rollout.n for rollout, _ in members])
+    for together in passes(asks):
+        shown = [Shown(read, [_context(read, rollout, group) for rollout, group in members]) for read in together]
+        contexts = [_asked(one, members[0][0], rows) for one in shown]
+        who, want = together[0].who, together[0].want
+        whole = cast[who].read(
+            [context for some in contexts for context in some], replace(want, dist=want.dist or want.label)
+        )
+        start = 0
+        for one, some in zip(shown, contexts, strict=True):
+            end = start + sum(context.n for context in some)
+            answer = whole if len(shown) == 1 else whole.index(slice(start, end))
+            rows, start = _placed(rows, one, some, answer, [rollout.n for rollout, _ in members]), end
     return rows
+
+
+def _asked(shown: Shown, stand_in: Rollout, rows: Rows) -> list[Rollout]:
+    """The contexts that the reader gets; an optional ask that shows nothing at all asks about a rollout as it is."""
+    contexts = [context for context in shown.contexts if context is not None]
+    if not contexts:
+        if not shown.read.optional:
+            raise MethodError(f"the view of {shown.read.into} showed {shown.read.who} nothing in the whole batch")
+        return [stand_in]
+    return _with_ids(contexts, shown.contexts, shown.read.want.gather, rows) if shown.read.want.gather else contexts
+
+
+def _placed(rows: Rows, shown: Shown, contexts: Sequence[Rollout], answer: Answer, sizes: Sequence[int]) -> Rows:
+    """The table with the answers to one read."""
+    want = shown.read.want
+    drawn = labels(answer.dist, contexts) if want.label and answer.dist is not None else None
+    if drawn is not None and not (want.dist or want.topk or want.layers):
+        answer = replace(answer, dist=None)  # it was only there to be drawn from
+    return _place(rows, shown.read, answer, drawn, [context is not None for context in shown.contexts], sizes)
 
 
 def _context(read: Read, rollout: Rollout, group: Group) -> Rollout | None:
@@ -149,7 +185,9 @@ def _place(
             columns[f"{into}.value"] = _spread(answer.value, rows, where, has)
         if read.want.topk and dist is not None:
             columns[f"{into}.ids"] = dist.top(read.want.topk)
-    return rows.plus(**columns) if where is None else rows.plus(**columns, keep=rows["keep"] & has)
+        if read.optional:
+            columns[f"{into}.shown"] = has
+    return rows.plus(**columns) if where is None or read.optional else rows.plus(**columns, keep=rows["keep"] & has)
 
 
 def _spread(values: Tensor, rows: Rows, where: Tensor | None, has: Tensor) -> Tensor:

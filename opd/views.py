@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from opd.errors import DataError
+import numpy as np
+
+from opd.errors import DataError, MethodError, one_of
 from opd.rollout import Group, Message, Problem, Rollout
 
 
@@ -22,7 +25,7 @@ class Privileged:
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
         context = self.check(group.problem)
-        return [rollout.reworded(group.render(self.reworded(group.problem.messages, context)))]
+        return [rollout.reworded(group.render(told(group.problem.messages, self.template, context)))]
 
     def check(self, problem: Problem) -> str:
         """What the reader is told about a problem; a run asks this of every problem before it begins."""
@@ -33,7 +36,44 @@ class Privileged:
             )
         return problem.privileged_context
 
-    def reworded(self, messages: tuple[Message, ...], context: str) -> tuple[Message, ...]:
-        last = max(number for number, message in enumerate(messages) if message["role"] == "user")
-        told = self.template.replace("{context}", context).replace("{prompt}", messages[last]["content"])
-        return (*messages[:last], {**messages[last], "content": told}, *messages[last + 1 :])
+
+OUTCOMES = ("right", "wrong", "any")
+
+
+@dataclass(frozen=True)
+class Sibling:
+    """The reader also sees another answer to the same problem, one that was right (or wrong), never the one it reads.
+
+    The siblings are in a random order of the rollout's own (its seed); `number` says which of them is shown, and there
+    may be none, so the ask is usually optional. Right is a reward of at least `threshold`.
+    """
+
+    template: str
+    outcome: str = "right"
+    number: int = 0
+    threshold: float = 1.0
+    needs_reward = True
+
+    def __post_init__(self) -> None:
+        one_of("the sibling that is shown", self.outcome, OUTCOMES)
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
+        siblings = [one for one in group.rollouts if one is not rollout and one.n and self._fits(one)]
+        if self.number >= len(siblings):
+            return []
+        if rollout.seed is None:
+            raise MethodError(f"a rollout of problem {rollout.problem.id} has no seed to draw a sibling with")
+        order = np.random.Generator(np.random.Philox(key=[rollout.seed % 2**64, 2])).permutation(len(siblings))
+        shown = siblings[order[self.number]].text
+        return [rollout.reworded(group.render(told(group.problem.messages, self.template, shown)))]
+
+    def _fits(self, sibling: Rollout) -> bool:
+        right = sibling.tags["reward"] >= self.threshold
+        return self.outcome == "any" or right == (self.outcome == "right")
+
+
+def told(messages: Sequence[Message], template: str, context: str) -> tuple[Message, ...]:
+    """The messages with {prompt} and {context} set into `template` in place of the user's last one."""
+    last = max(number for number, message in enumerate(messages) if message["role"] == "user")
+    words = template.replace("{context}", context).replace("{prompt}", messages[last]["content"])
+    return (*messages[:last], {**messages[last], "content": words}, *messages[last + 1 :])

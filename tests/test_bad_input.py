@@ -263,3 +263,26 @@ def test_a_refusal_in_a_shell(place):
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("opd: student and other have different tokenizers") and done.stderr.count("\n") == 1
     assert not (place / "shell").exists()
+
+
+def test_a_method_of_rewards_without_a_grade_is_refused(tmp_path, capsys):
+    file = tmp_path / "ungraded.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n}+1="}) + "\n" for n in range(20)))
+    assert main(["train", "grpo", "--task", f"jsonl:{file}", "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "needs a reward for every answer" in said and "column 'answer'" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["grpo", "--n", "1"], "expected at least 2"),
+        (["reinforce", "--n", "1", "--baseline", "siblings"], "expected at least 2"),
+        (["sft", "--reference", "self"], "sft asks no reference"),
+        (["sft", "--teacher", "none"], "needs a teacher"),
+    ],
+)
+def test_roles_and_groups_that_cannot_be(words, said, tmp_path, capsys):
+    assert main(["train", *words, "--out", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err

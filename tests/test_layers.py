@@ -22,6 +22,8 @@ ALLOWED = {
 PARTS = {"sample", "rounds", "views", "credit", "losses", "means", "observe", "channel"}
 for part in PARTS:
     ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes", "channel"} - {part}
+PARTS.add("groups")
+ALLOWED["groups"] = {"credit", "rows", "errors"}
 ALLOWED["labels"] = {"dist", "rollout", "errors", "engines"}
 ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "labels"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}

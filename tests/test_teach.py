@@ -17,7 +17,7 @@ from opd.rollout import Visit
 from opd.rows import Rows
 from opd.sample import OneTurn
 from opd.teach import check_capabilities, reads, teach
-from opd.views import Privileged
+from opd.views import Privileged, Sibling, told
 
 TERMS = {"copy": Term(CrossEntropy(), token_mean)}
 
@@ -96,8 +96,9 @@ def test_privileged_view_shows_more_before_the_same_decisions():
 
 
 def test_braces_in_a_context_stay_as_they_are():
-    view = Privileged("{prompt}|{context}")
-    assert view.reworded(({"role": "user", "content": "x{0}"},), '{"a": 1}')[0]["content"] == 'x{0}|{"a": 1}'
+    assert (
+        told(({"role": "user", "content": "x{0}"},), "{prompt}|{context}", '{"a": 1}')[0]["content"] == 'x{0}|{"a": 1}'
+    )
 
 
 def test_a_missing_reference_is_named():
@@ -177,3 +178,74 @@ def test_a_rollout_without_a_seed_cannot_be_labelled():
     bare = [replace(g, rollouts=tuple(replace(r, seed=None) for r in g.rollouts)) for g in groups]
     with pytest.raises(MethodError, match="without a seed"):
         teach((LABEL,), bare, rows, cast)
+
+
+def test_two_views_of_one_reader_are_one_pass_and_answer_as_two():
+    asks = (
+        Ask("plain", "teacher", Want(chosen=True)),
+        Ask("told", "teacher", Want(chosen=True), Privileged("{prompt}{context}")),
+    )
+    cast, groups, rows = table(method(*asks))
+    together = teach(asks, groups, rows, cast)
+    assert cast["teacher"].calls["read"] == 1
+    for ask in asks:
+        alone = teach((ask,), groups, rows, cast)
+        assert torch.equal(alone[f"{ask.into}.chosen"], together[f"{ask.into}.chosen"])
+    assert not torch.allclose(together["plain.chosen"], together["told.chosen"])
+
+
+def answered(*rewards):
+    """One group of so many rollouts with these rewards and texts 0, 1, ..."""
+    m = Method(sample=OneTurn(len(rewards)), terms=TERMS)
+    cast = toy_cast(m)
+    (group,) = m.sample(cast, [Visit(problems(1)[0], 0, 5)], 0)
+    rollouts = tuple(
+        replace(one.tagged(reward=reward), text=str(number))
+        for number, (one, reward) in enumerate(zip(group.rollouts, rewards, strict=True))
+    )
+    return cast, replace(group, rollouts=rollouts)
+
+
+@dataclass(frozen=True)
+class Spy(Sibling):
+    """Gives the words that the reader would be shown instead of ids."""
+
+    def words(self, rollout, group):
+        seen = []
+        render = lambda messages: seen.append(messages[-1]["content"]) or group.render(messages)
+        self(rollout, replace(group, render=render))
+        return seen
+
+
+def test_a_sibling_is_of_the_wanted_outcome_never_itself_and_drawn_by_the_rollouts_seed():
+    _, group = answered(1.0, 0.0, 1.0, 0.0, 1.0)
+    for number, rollout in enumerate(group.rollouts):
+        shown = [Spy("{context}", "right", k).words(rollout, group) for k in range(3)]
+        right = {"0", "2", "4"} - {str(number)}
+        assert {words[0] for words in shown if words} == right
+        assert shown == [Spy("{context}", "right", k).words(rollout, group) for k in range(3)]
+        wrong = [Spy("{context}", "wrong", k).words(rollout, group) for k in range(2)]
+        assert {words[0] for words in wrong if words} == {"1", "3"} - {str(number)}
+
+
+def test_an_optional_ask_keeps_its_rows_and_says_where_nothing_was_shown():
+    cast, group = answered(1.0, 0.0, 0.0)
+    rows = Rows.of([group], dtype=torch.float64)
+    view = Sibling("{prompt}{context}", "right")
+    filled = teach((Ask("told", "teacher", Want(chosen=True, dist=True), view, optional=True),), [group], rows, cast)
+    assert filled["keep"].all()
+    assert torch.equal(filled["told.shown"], filled["sequence"] > 0)  # the only right one has no right sibling
+    assert torch.equal(filled["told.chosen"].isnan(), filled["sequence"] == 0)
+    assert len(filled.dist("told").chosen) == len(filled)
+    strict = teach((Ask("told", "teacher", Want(chosen=True), view),), [group], rows, cast)
+    assert torch.equal(strict["keep"], strict["sequence"] > 0)
+
+
+def test_an_optional_ask_that_shows_nothing_at_all_stops_nobody():
+    cast, group = answered(0.0, 0.0)
+    rows = Rows.of([group], dtype=torch.float64)
+    ask = Ask("told", "teacher", Want(chosen=True, dist=True), Sibling("{context}", "right"), optional=True)
+    filled = teach((ask,), [group], rows, cast)
+    assert not filled["told.shown"].any() and filled["keep"].all() and filled["told.chosen"].isnan().all()
+    with pytest.raises(MethodError, match="nothing in the whole batch"):
+        teach((replace(ask, optional=False),), [group], rows, cast)

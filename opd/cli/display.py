@@ -49,7 +49,8 @@ class Progress:
         s, training = run.settings, run.training
         self.step, self.steps, self.folder = training.step, training.steps, run.folder
         learning = sum(p.numel() for p in training.student.parameters())
-        self.title = f"{s.method} on {s.task}: {s.student} learns from {run.teacher_spec}"
+        source = "its rewards" if run.teacher is None else run.teacher_spec
+        self.title = f"{s.method} on {s.task}: {s.student} learns from {source}"
         self.say(self.title, "bold")
         self.budget = training.budget
         steps = f"{s.budget}, steps" if training.budget else f"{training.steps} steps"

@@ -22,7 +22,7 @@ def check(contest: Contest) -> int:
 
     The models are opened on the processor and let go; the runs open them again, each in its own process.
     """
-    casts: dict[str, Any] = {}
+    casts: dict[tuple[str, ...], Any] = {}
     first = contest.settings(contest.entrants[0])
     task = load_task(first.task)
     for device in {first.device, first.teacher_device} - {"auto"}:
@@ -30,10 +30,10 @@ def check(contest: Contest) -> int:
     for entrant in contest.entrants:
         settings = contest.settings(entrant, device="cpu", teacher_device="cpu")
         method = settings.build_method()
-        spec = casting.teacher_spec(settings, method)
-        if spec not in casts:
-            casts[spec] = casting.build(settings, method, getattr(task, "world", None))
-        build.check(settings, build.masked(settings, method, casts[spec]["student"]), task, casts[spec])
+        played = tuple(casting.specs(settings, method).values())
+        if played not in casts:
+            casts[played] = casting.build(settings, method, getattr(task, "world", None))
+        build.check(settings, build.masked(settings, method, casts[played]["student"]), task, casts[played])
     casts.clear()
     gc.collect()
     if not contest.rates:
@@ -64,4 +64,4 @@ def check_folders(trials: list[Trial]) -> None:
 def comparable(settings: Settings) -> dict[str, Any]:
     """What must be the same for a run to be continued."""
     values = {name: value for name, value in chosen(settings).items() if name not in OWN}
-    return values | {"teacher": casting.teacher_spec(settings, settings.build_method())}
+    return values | casting.specs(settings, settings.build_method())

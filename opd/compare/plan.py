@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opd import recipes
+from opd.cast import REFERENCE
 from opd.errors import SettingError
 from opd.settings import Settings, checked_parameters
 
@@ -109,7 +110,10 @@ class Contest:
         return found[0]
 
     def settings(self, entrant: Entrant, **more: Any) -> Settings:
-        return Settings.of(method=entrant.method, parameters=entrant.parameters, **{**self.shared, **more})
+        """Its settings; a reference that is given for others is no setting of a method that asks none."""
+        settings = Settings.of(method=entrant.method, parameters=entrant.parameters, **{**self.shared, **more})
+        asked = settings.reference and REFERENCE in settings.build_method().readers
+        return settings if asked else settings.model_copy(update={"reference": ""})
 
     def tuning(self, aside: int) -> list[Trial]:
         """One trial per method and rate, examined on `aside` problems that nothing else is examined on."""

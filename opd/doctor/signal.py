@@ -29,6 +29,9 @@ SAME = 1e-3  # nats: rounding of one model in two precisions lies below, two mod
 
 def finite(trial: Trial) -> Iterator[Finding]:
     """The teacher gives every token that the student wrote a log-prob that is a number."""
+    if trial.case.teacher is None:
+        yield finding("log-probs", False, "no teacher is asked, so nothing below is measured")
+        return
     if not len(trial.ratio):
         yield finding("log-probs", True, "the teacher gives none, so nothing below is measured", "Use a local teacher")
         return

@@ -13,7 +13,7 @@ from opd.engines.hf import HFModel
 
 def token_map(case: Case) -> Iterator[Finding]:
     """Every id that both have is the same token; from here on both give log-probs over these alone."""
-    found = tried("token map", "", casting.share_tokens, case.student, case.teacher)
+    found = tried("token map", "", casting.share_tokens, case.student, *([case.teacher] if case.teacher else []))
     how = "one tokenizer" if case.reader is None else "every id means the same in both"
     fine = f"{case.student.vocab} tokens, {how}"
     yield found if found.verdict == "fail" else finding("token map", False, fine, tokens=case.student.vocab)

@@ -72,7 +72,7 @@ def written(case: Case, count: int) -> Trial:
     """Answers to `count` training problems; one that does not fit is passed over, a check of its own names it."""
     problems = [p for p in case.task.train[: 2 * count] if fits(case, p)][:count]
     visits = [Visit(problem, DOCTOR, case.settings.seed) for problem in problems]
-    limit, can = case.settings.max_new, case.teacher.can
+    limit, can = case.settings.max_new, getattr(case.teacher, "can", frozenset[str]())
     as_method = replace(case.writing, n=1, sampling=replace(case.writing.sampling, max_new=limit))
     groups = grade(case.task, as_method(case.cast, visits, 0))
     rows = read(case, groups) if "chosen" in can else None

@@ -1,0 +1,164 @@
+"""What the answers to one problem say of each other: rewards against those of the siblings, over a stated scope.
+
+Axes: N rows, B rollouts, G groups (all rollouts of one visit of a problem).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opd.credit import masked
+from opd.errors import one_of, require
+from opd.rows import Rows
+
+SPREADS = ("group", "batch", "none")
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """One number per rollout instead of one per row, and the way back."""
+
+    group: Tensor  # [B] numbers from 0 to G - 1
+    owner: Tensor  # [N] which rollout a row belongs to
+    first: Tensor  # [B] the table's number of each rollout's first row
+
+    @classmethod
+    def of(cls, rows: Rows) -> Rollouts:
+        numbers, owner = torch.unique(rows["sequence"], return_inverse=True)
+        order = torch.arange(len(rows), device=owner.device)
+        first = torch.full((len(numbers),), len(rows), device=owner.device).scatter_reduce(0, owner, order, "amin")
+        return cls(torch.unique(rows["group"][first], return_inverse=True)[1], owner, first)
+
+    def values(self, rows: Rows, column: str) -> Tensor:
+        """[B] a column that is the same in all rows of a rollout."""
+        return rows[column][self.first]
+
+    @property
+    def size(self) -> Tensor:
+        """[B] how many rollouts each one's group has."""
+        return torch.bincount(self.group)[self.group]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """[B] -> [B] the mean of each rollout's group."""
+        return self._sum(values) / self.size
+
+    def deviation(self, values: Tensor, ddof: int = 1) -> Tensor:
+        """[B] -> [B] the standard deviation in each rollout's group; 0 in a group of one."""
+        return (self._sum((values - self.mean(values)).square()) / (self.size - ddof).clamp(min=1)).sqrt()
+
+    def trivial(self, values: Tensor) -> Tensor:
+        """[B] bool: in this rollout's group all values are the same."""
+        number = int(self.group.max()) + 1
+        low = values.new_full((number,), torch.inf).scatter_reduce(0, self.group, values, "amin")
+        high = values.new_full((number,), -torch.inf).scatter_reduce(0, self.group, values, "amax")
+        return (low == high)[self.group]
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return values.new_zeros(int(self.group.max()) + 1).index_add(0, self.group, values)[self.group]
+
+
+@dataclass(frozen=True)
+class GroupAdvantage:
+    """advantage = (r - mean of the group) / spread, on every row of a rollout (GRPO, arXiv 2402.03300, 4.1.2).
+
+    spread: the group's standard deviation, that of the whole batch after centring without the trivial groups, or none
+    (Dr. GRPO, arXiv 2503.20783). A trivial group, all of one reward, has advantage 0 whatever the spread. `ddof` 1 is
+    the sample deviation that TRL and verl take.
+    """
+
+    spread: str = "group"
+    ddof: int = 1
+    needs_reward = True
+
+    def __post_init__(self) -> None:
+        one_of("what rewards are divided by", self.spread, SPREADS)
+
+    def __call__(self, rows: Rows) -> Rows:
+        rollouts = Rollouts.of(rows)
+        reward = rollouts.values(rows, "reward")
+        trivial, centred = rollouts.trivial(reward), reward - rollouts.mean(reward)
+        advantage = torch.where(trivial, 0.0, centred / self._size(rollouts, reward, centred, trivial))
+        return rows.plus(advantage=advantage[rollouts.owner])
+
+    def _size(self, rollouts: Rollouts, reward: Tensor, centred: Tensor, trivial: Tensor) -> Tensor:
+        if self.spread == "group":
+            return rollouts.deviation(reward, self.ddof)
+        alive = centred[~trivial]
+        if self.spread == "none" or not len(alive):
+            return torch.ones_like(reward)
+        return alive.std(correction=self.ddof) if len(alive) > self.ddof else torch.ones_like(reward)
+
+
+@dataclass(frozen=True)
+class LessBatch:
+    """advantage = reward less the mean over all rollouts of the batch (1992; arXiv 2402.14740)."""
+
+    needs_reward = True
+
+    def __call__(self, rows: Rows) -> Rows:
+        rollouts = Rollouts.of(rows)
+        reward = rollouts.values(rows, "reward")
+        return rows.plus(advantage=(reward - reward.mean())[rollouts.owner])
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """advantage = reward less the mean over the *other* rollouts of the group (RLOO, arXiv 2402.14740)."""
+
+    needs_reward = True
+
+    def __call__(self, rows: Rows) -> Rows:
+        rollouts = Rollouts.of(rows)
+        reward, size = rollouts.values(rows, "reward"), rollouts.size
+        return rows.plus(advantage=((reward - rollouts.mean(reward)) * size / (size - 1).clamp(min=1))[rollouts.owner])
+
+
+@dataclass(frozen=True)
+class SkipTrivial:
+    """Groups whose rewards are all the same are not learned from, and leave the means too (DAPO, arXiv 2503.14476)."""
+
+    needs_reward = True
+
+    def __call__(self, rows: Rows) -> Rows:
+        rollouts = Rollouts.of(rows)
+        return masked(rows, "trivial", rollouts.trivial(rollouts.values(rows, "reward"))[rollouts.owner])
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """advantage less its mean over the kept rows of the batch, divided by their standard deviation."""
+
+    def __call__(self, rows: Rows) -> Rows:
+        kept = rows["advantage"][rows["keep"]]
+        if len(kept) < 2 or bool((kept == kept[0]).all()):
+            return rows.plus(advantage=torch.zeros_like(rows["advantage"]))
+        return rows.plus(advantage=(rows["advantage"] - kept.mean()) / kept.std())
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """advantage = sum of weight * column, each computed before: reward and distillation in one signal.
+
+    `parts`: (column, weight). For a loss of its own, with its own denominator, give each a Term instead.
+    """
+
+    parts: tuple[tuple[str, float], ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.parts) > 0, "what an advantage is mixed from", got="nothing", expected="at least one column")
+
+    def __call__(self, rows: Rows) -> Rows:
+        return rows.plus(advantage=torch.stack([weight * rows[name] for name, weight in self.parts]).sum(0))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The advantage so far under a name of its own, so that the next credit can make another."""
+
+    name: str
+
+    def __call__(self, rows: Rows) -> Rows:
+        return rows.plus(**{self.name: rows["advantage"]})

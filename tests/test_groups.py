@@ -1,0 +1,101 @@
+"""Rewards among siblings: written numbers, limits and what a trivial group does."""
+
+import pytest
+import torch
+
+from opd.errors import OpdError
+from opd.groups import GroupAdvantage, LeaveOneOut, LessBatch, Mixed, Saved, SkipTrivial, Whitened
+from opd.losses import PolicyGradient
+from opd.maths import ppo_clip
+from opd.rows import Rows
+
+
+def table(groups, lengths=2):
+    """Rows of groups of rewards; every rollout is `lengths` rows long."""
+    rewards = torch.tensor([reward for group in groups for reward in group], dtype=torch.float64)
+    group = torch.tensor([number for number, group in enumerate(groups) for _ in group])
+    sequence = torch.arange(len(rewards)).repeat_interleave(lengths)
+    return Rows(
+        {
+            "reward": rewards[sequence],
+            "group": group[sequence],
+            "sequence": sequence,
+            "keep": torch.ones(len(sequence), dtype=torch.bool),
+        }
+    )
+
+
+def per_rollout(rows, column="advantage"):
+    return rows[column].view(-1, 2)[:, 0].tolist()
+
+
+def test_written_numbers_of_a_group():
+    rows = table([(1, 0, 0, 0), (0, 1)])
+    assert per_rollout(GroupAdvantage()(rows)) == pytest.approx([1.5, -0.5, -0.5, -0.5, -(0.5**0.5), 0.5**0.5])
+    assert per_rollout(GroupAdvantage(ddof=0)(rows))[:2] == pytest.approx([3**0.5, -1 / 3**0.5])
+    assert per_rollout(GroupAdvantage("none")(rows)) == [0.75, -0.25, -0.25, -0.25, -0.5, 0.5]
+
+
+def test_rows_of_a_rollout_share_its_advantage_in_any_order_of_the_table():
+    rows = table([(1, 0, 3), (5, 1)])
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(GroupAdvantage()(rows)["advantage"][order], GroupAdvantage()(rows.index(order))["advantage"])
+
+
+def test_a_trivial_group_has_advantage_0_and_does_not_blow_up_the_others():
+    """With the trivial groups in the batch's deviation every live advantage would be 1/sqrt(share alive) too large."""
+    live = table([(1, 0), (0, 1)])
+    mixed = table([(1, 0), (1, 1), (0, 0), (0, 1)])
+    for spread in ("group", "batch", "none"):
+        alone, among = per_rollout(GroupAdvantage(spread)(live)), per_rollout(GroupAdvantage(spread)(mixed))
+        assert [*among[:2], *among[6:]] == pytest.approx(alone)
+        assert among[2:6] == [0] * 4
+
+
+def test_groups_of_one_value_stay_finite_under_every_spread():
+    for spread in ("group", "batch", "none"):
+        assert per_rollout(GroupAdvantage(spread)(table([(0.3,), (0.1, 0.1, 0.1)]))) == [0] * 4
+
+
+def test_skipping_trivial_groups_takes_them_from_the_mean_and_counts_them():
+    rows = SkipTrivial()(table([(1, 0), (1, 1)]))
+    assert rows["keep"].tolist() == [True] * 4 + [False] * 4
+    assert torch.equal(rows["masked.trivial"], ~rows["keep"])
+
+
+def test_leave_one_out_is_the_reward_less_the_others_mean():
+    assert per_rollout(LeaveOneOut()(table([(1, 0, 0), (0.5,)]))) == pytest.approx([1, -0.5, -0.5, 0])
+    assert per_rollout(LessBatch()(table([(1, 0), (1, 0)]))) == [0.5, -0.5, 0.5, -0.5]
+
+
+def test_whitening_looks_at_kept_rows_only():
+    rows = table([(1, 0)]).plus(
+        advantage=torch.tensor([1.0, 3.0, 100.0, torch.nan]), keep=torch.tensor([True, True, False, False])
+    )
+    assert Whitened()(rows)["advantage"][:2].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5])
+    flat = rows.plus(advantage=torch.full((4,), 2.0))
+    assert Whitened()(flat)["advantage"].tolist() == [0] * 4
+
+
+def test_reward_and_distillation_are_mixed_by_weight():
+    rows = Saved("reward_advantage")(GroupAdvantage("none")(table([(1, 0)])))
+    rows = rows.plus(advantage=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    mixed = Mixed((("reward_advantage", 0.5), ("advantage", 0.1)))(rows)["advantage"]
+    assert mixed.tolist() == pytest.approx([0.35, 0.45, 0.05, 0.15])
+    with pytest.raises(OpdError):
+        Mixed(())
+
+
+def test_the_dual_clip_bounds_only_a_negative_advantage():
+    logp, old = torch.tensor([5.0, 5.0, 0.1]).double(), torch.zeros(3).double()
+    advantage = torch.tensor([-1.0, 1.0, -1.0]).double()
+    plain, dual = ppo_clip(logp, old, advantage), ppo_clip(logp, old, advantage, dual=3.0)
+    assert dual.tolist() == pytest.approx([3.0, plain[1].item(), plain[2].item()])
+    assert plain[0] > 100
+    with pytest.raises(ValueError, match="dual"):
+        ppo_clip(logp, old, advantage, dual=1.1)
+
+
+def test_an_upper_clip_needs_a_lower_one():
+    with pytest.raises(OpdError):
+        PolicyGradient(clip_high=0.3)
