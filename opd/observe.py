@@ -78,7 +78,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Clipped:
-    """clipped: 1 where PPO's clip takes a row's gradient away, that is where the ratio has gone too far for its sign."""
+    """clipped: 1 where PPO's clip takes a row's gradient away, because its ratio has gone too far for its sign."""
 
     low: float
     high: float

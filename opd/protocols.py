@@ -86,7 +86,10 @@ class Answer:
 
     def index(self, rows: slice) -> Answer:
         """The answers about these rows."""
-        pick = lambda column: None if column is None else column[rows]
+
+        def pick(column: Tensor | None) -> Tensor | None:
+            return None if column is None else column[rows]
+
         dist = None if self.dist is None else self.dist.index(rows)
         return Answer(dist, pick(self.chosen), pick(self.gathered), pick(self.values), pick(self.value))
 
