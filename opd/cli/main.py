@@ -28,6 +28,7 @@ COMMANDS = {  # name -> where it lives, what it does
     "train": ("training", "train", "let a student learn"),
     "eval": ("examining", "eval_", "examine a model on a task's held-out problems"),
     "compare": ("comparing", "compare", "hold methods against one another: same start, problems, budget, examination"),
+    "reproduce": ("reproducing", "reproduce", "try what a paper claims of its method on a small task"),
     "report": ("reporting", "report", "write the page of a run, beside others for comparison"),
     "lab": ("lab", "lab", "theory as programs: noisy experts, weak students"),
 }

@@ -1,0 +1,52 @@
+"""The course of a reproduction: make the models, compare in every case, judge, write down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from opd.checkpoint import write_text
+from opd.claims import models
+from opd.claims.claim import Case, Claim
+from opd.claims.verdict import Outcome, concluded, judged, rivals
+from opd.compare import course
+from opd.compare.plan import Contest, Entrant
+from opd.compare.pool import Onlooker
+
+ROLES = ("student", "teacher", "reference")
+
+
+def reproduce(
+    method: str, claim: Claim, seeds: int, jobs: int, out: Path, onlooker: Callable[[Contest, int], Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Runs what is not done yet and writes OUT/METHOD/claim.json; raises Stopped after Ctrl-C."""
+    outcomes = list[Outcome]()
+    for number, case in enumerate(claim.case):
+        say(f"case {number + 1} of {len(claim.case)}: {case.name}")
+        contest = contest_of(case, seeds, out / method / f"case{number + 1}", models.made(out / "models", say))
+        with onlooker(contest, jobs) as seen:
+            outcomes.append(judged(case, _compared(contest, jobs, seen)))
+    result = {
+        "method": method,
+        "seeds": seeds,
+        "verdict": concluded(outcomes),
+        **claim.model_dump(mode="json", exclude={"case"}),
+        "cases": [asdict(one) | {"case": one.case.model_dump(mode="json"), "holds": one.holds} for one in outcomes],
+    }
+    write_text(out / method / "claim.json", json.dumps(result, indent=1))
+    return result
+
+
+def _compared(contest: Contest, jobs: int, onlooker: Onlooker) -> Any:
+    return course.compare(contest, jobs, onlooker).field
+
+
+def contest_of(case: Case, seeds: int, out: Path, made: Callable[[str], str]) -> Contest:
+    """The case as a comparison; `made` turns made:NAME into a folder."""
+    entrants = tuple(Entrant.of(word) for word in [case.method, *rivals(case)])
+    shared = {name: made(value) if name in ROLES else value for name, value in case.settings.items()}
+    return Contest(entrants, shared, out, seeds, case.rates, case.baseline)

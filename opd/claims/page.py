@@ -1,0 +1,72 @@
+"""docs/methods.md: what every method's paper claims, what is seen here, and the numbers behind the verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+SCALES = {"sampled": 100.0, "greedy": 100.0}
+WORDS = {
+    "sampled": "accuracy of sampled answers, %",
+    "greedy": "accuracy of greedy answers, %",
+    "reverse_kl": "KL(student || teacher), nats per token",
+    "length": "tokens per answer",
+}
+
+
+def results(out: Path) -> list[dict[str, Any]]:
+    """Every claim.json below a folder, by method."""
+    files = sorted(out.glob("*/claim.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """One method: claim, the paper's numbers, verdict, a table per case."""
+    parts = [
+        f"### `{result['method']}`: {result['verdict']}",
+        f"*The paper:* {result['says']} {result['numbers']}",
+        f"*Here:* {result['here']}",
+        f"    opd reproduce {result['method']} --seeds {result['seeds']}",
+    ]
+    return "\n\n".join(parts + [table(case) for case in result["cases"]]) + "\n"
+
+
+def table(outcome: Mapping[str, Any]) -> str:
+    case = outcome["case"]
+    name, scale = WORDS.get(case["measure"], case["measure"].partition(":")[2]), SCALES.get(case["measure"], 1.0)
+    title = f"When {case['name']} ({name}, {case['better']} is better; mean and 95 % interval):"
+    lines = [title, "", "| | rate | value | the method less this one | |", "|---|---|---|---|---|"]
+    standings = {one["other"]: one for one in outcome["standings"]}
+    for label, value in outcome["values"].items():
+        gap = standings.get(label)
+        cells = [f"`{label}`", f"{outcome['rates'][label]:g}", number(value, scale)]
+        cells += [number(gap["difference"], scale, signed=True), gap["word"]] if gap else ["", "the method"]
+        lines.append(f"| {' | '.join(cells)} |")
+    if outcome["broken"]:
+        lines += ["", f"Broken: {'; '.join(outcome['broken'])}."]
+    return "\n".join(lines)
+
+
+def number(interval: Mapping[str, Any], scale: float, signed: bool = False) -> str:
+    digits = 1 if scale > 1 else 3
+    sign = "+" if signed else ""
+    text = f"{scale * interval['value']:{sign}.{digits}f}"
+    if interval["low"] is None:
+        return text
+    return f"{text} ({scale * interval['low']:{sign}.{digits}f} to {scale * interval['high']:{sign}.{digits}f})"
+
+
+def document(found: Iterable[Mapping[str, Any]]) -> str:
+    """All sections, after a list of the verdicts."""
+    found = list(found)
+    head = "| method | its claim | verdict |\n|---|---|---|\n"
+    rows = "".join(f"| [`{r['method']}`](#{anchor(r)}) | {r['says']} | {r['verdict']} |\n" for r in found)
+    return head + rows + "\n" + "\n".join(section(result) for result in found)
+
+
+def anchor(result: Mapping[str, Any]) -> str:
+    """The place of a section as GitHub names it."""
+    kept = "".join(c for c in f"{result['method']}: {result['verdict']}".lower() if c.isalnum() or c in " -_")
+    return kept.replace(" ", "-")

@@ -1,0 +1,173 @@
+"""Claims: every file is a comparison that can be made, and a verdict says what the intervals allow."""
+
+import json
+
+import pytest
+import torch
+from fake_comparison import finish
+
+from opd import recipes
+from opd.claims import claim as claims
+from opd.claims import models, page
+from opd.claims.claim import Case, Claim
+from opd.claims.course import contest_of, reproduce
+from opd.claims.verdict import concluded, judged
+from opd.cli.main import main
+from opd.compare.outcome import Field, look
+from opd.errors import OpdError
+
+HERE = {"steps": 2, "batch": 2, "max_new": 8, "eval_problems": 4, "teacher": "embedded:teacher"}
+
+
+def case(**more):
+    values = {"name": "it is tried", "method": "gkd:lam=1", "baseline": "sft", "others": ("shuffled",), "rates": ()}
+    return Case(**{**values, "settings": {"budget": "steps=20"}, **more})
+
+
+def outcome(tmp_path, accuracies, **more):
+    """A case whose runs ended with these accuracies (and reverse KLs), by method."""
+    one = case(**more)
+    contest = contest_of(one, 3, tmp_path, str)
+    trials = contest.reported({entrant.label: 1e-3 for entrant in contest.entrants}, 0)
+    for trial in trials:
+        finish(trial, *accuracies[trial.entrant.label])
+    return judged(one, Field(tuple(look(trial, {}) for trial in trials)))
+
+
+def test_better_than_baseline_and_control_is_shown(tmp_path):
+    good = outcome(tmp_path, {"gkd:lam=1": (0.9,), "sft": (0.3,), "shuffled": (0.1,)})
+    assert good.holds and concluded([good]) == "shown"
+    assert [one.word for one in good.standings] == ["better", "better"]
+    assert good.rates == {"gkd:lam=1": 1e-3, "sft": 1e-3, "shuffled": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("sft", "control", "words"),
+    [
+        (0.9, 0.1, ["not told apart", "better"]),
+        (0.1, 0.9, ["better", "not told apart"]),
+        (1.0, 0.1, ["worse", "better"]),
+    ],
+)
+def test_the_baseline_and_the_control_both_decide(tmp_path, sft, control, words):
+    one = outcome(tmp_path, {"gkd:lam=1": (0.9,), "sft": (sft,), "shuffled": (control,)})
+    assert not one.holds and concluded([one]) == "not shown"
+    assert [standing.word for standing in one.standings] == words
+
+
+def test_others_that_are_no_control_do_not_decide(tmp_path):
+    accuracies = {"gkd:lam=1": (0.6,), "sft": (0.2,), "sampled_token": (0.95,)}
+    one = outcome(tmp_path, accuracies, others=("sampled_token",))
+    assert one.holds and one.standings[1].word == "worse"
+
+
+def test_lower_is_better_where_the_case_says_so(tmp_path):
+    accuracies = {"gkd:lam=1": (0.5, 0.1), "sft": (0.5, 0.9), "shuffled": (0.5, 0.8)}
+    # without any spread over the seeds the interval is a point
+    assert outcome(tmp_path / "a", accuracies, measure="reverse_kl", better="lower").holds
+    assert not outcome(tmp_path / "b", accuracies, measure="reverse_kl").holds
+
+
+def test_a_metric_of_the_run_can_be_what_is_claimed(tmp_path):
+    accuracies = {"gkd:lam=1": (0.9,), "sft": (0.3,), "shuffled": (0.1,)}
+    one = outcome(tmp_path, accuracies, measure="metric:reward")
+    assert one.values["sft"].value == pytest.approx(0.3) and one.holds
+
+
+def test_shown_only_when(tmp_path):
+    good = outcome(tmp_path / "a", {"gkd:lam=1": (0.9,), "sft": (0.3,), "shuffled": (0.1,)}, name="the moon is full")
+    bad = outcome(tmp_path / "b", {"gkd:lam=1": (0.3,), "sft": (0.9,), "shuffled": (0.1,)})
+    assert concluded([good, bad]) == "shown only when the moon is full"
+
+
+def test_a_broken_run_shows_nothing(tmp_path):
+    one = case()
+    contest = contest_of(one, 2, tmp_path, str)
+    trials = contest.reported({entrant.label: 1e-3 for entrant in contest.entrants}, 0)
+    for trial in trials[:-1]:
+        finish(trial, 0.9 if trial.entrant.method == "gkd" else 0.1)
+    broken = judged(one, Field(tuple(look(trial, {}) for trial in trials)))
+    assert not broken.holds and broken.broken == (trials[-1].name,)
+
+
+@pytest.mark.parametrize("name", claims.names())
+def test_every_claim_can_be_tried(name, tmp_path):
+    found = claims.load(name)
+    assert found.says.endswith(".") and found.here.endswith(".")
+    for one in found.case:
+        assert one.method.partition(":")[0] == name
+        contest = contest_of(one, 5, tmp_path, str)
+        for entrant in contest.entrants:
+            contest.settings(entrant).build_method()
+
+
+def test_a_whole_reproduction_goes_on_where_it_was(tmp_path):
+    """Real runs in processes of their own; the second call finds them done."""
+    found = Claim(
+        says="S.", numbers="N.", here="H.", case=(case(method="sampled_token", others=(), rates=(1e-3,), settings=HERE),)
+    )  # fmt: skip
+    from opd.cli.comparing_display import Lines
+
+    onlooker = lambda contest, jobs: Lines(0, jobs)
+    said = []
+    first = reproduce("sampled_token", found, 2, 2, tmp_path, onlooker, said.append)
+    metrics = sorted(tmp_path.glob("sampled_token/case1/runs/*/metrics.jsonl"))
+    before = [file.stat().st_mtime_ns for file in metrics]
+    assert len(metrics) == 4 and said == ["case 1 of 1: it is tried"]
+    assert reproduce("sampled_token", found, 2, 2, tmp_path, onlooker, said.append) == first
+    assert [file.stat().st_mtime_ns for file in metrics] == before
+    (written,) = page.results(tmp_path)
+    assert written["verdict"] in ("shown", "not shown")
+    text = page.document([written])
+    assert "| `sft` |" in text and "opd reproduce sampled_token --seeds 2" in text and "When it is tried" in text
+
+
+def test_a_made_model_reads_what_it_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "STEPS", 3)
+    said = []
+    find = models.made(tmp_path, said.append)
+    folder = find("made:reading")
+    assert find("made:reading") == folder and len(said) == 1 and find("embedded:student") == "embedded:student"
+    from opd.engines.hf_load import load_model, load_tokenizer
+
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    ids = tokenizer("7 - 2 + 3 + 3 + 9 + 3 + 1 =", return_tensors="pt").input_ids
+    assert torch.isfinite(model(ids).logits).all()
+
+
+def test_only_the_copied_answer_is_learned_from(tmp_path):
+    from random import Random
+
+    from opd.cast import EMBEDDED, located
+    from opd.engines.hf_load import load_tokenizer
+
+    tokenizer = load_tokenizer(located(EMBEDDED))
+    texts = [
+        models.text(tokenizer, Random(seed), wording) for seed, wording in enumerate(["{prompt}", "{context} {prompt}"])
+    ]
+    ids, labels = models.padded(texts, tokenizer.pad_token_id)
+    for row, (one, given) in enumerate(texts):
+        learned = labels[row][labels[row] != models.IGNORED]
+        assert learned.tolist() == one[given:]
+        assert ids[row, : len(one)].tolist() == one
+
+
+def test_the_command_lists_claims_and_refuses_what_has_none(capsys, tmp_path):
+    assert main(["reproduce", "--out", str(tmp_path)]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in claims.names()) and "not tried here" in listed
+    assert main(["reproduce", "shuffled", "--out", str(tmp_path)]) == 2
+    assert "no claim to try" in capsys.readouterr().err
+    assert main(["reproduce", "sampled_tokens"]) == 2
+    assert "Did you mean 'sampled_token'?" in capsys.readouterr().err
+
+
+def test_unknown_keys_and_models_are_named(tmp_path):
+    with pytest.raises(OpdError, match="no such model can be made"):
+        models.made(tmp_path, print)("made:singing")
+    file = json.dumps({})
+    with pytest.raises(OpdError):
+        from opd.settings import checked
+
+        checked(Claim, json.loads(file))
+    assert set(claims.names()) <= set(recipes.names())
