@@ -103,9 +103,8 @@ def test_every_claim_can_be_tried(name, tmp_path):
 
 def test_a_whole_reproduction_goes_on_where_it_was(tmp_path):
     """Real runs in processes of their own; the second call finds them done."""
-    found = Claim(
-        says="S.", numbers="N.", here="H.", case=(case(method="sampled_token", others=(), rates=(1e-3,), settings=HERE),)
-    )  # fmt: skip
+    one = case(method="sampled_token", others=(), rates=(1e-3,), settings=HERE)
+    found = Claim(says="S.", numbers="N.", here="H.", case=(one,))
     from opd.cli.comparing_display import Lines
 
     onlooker = lambda contest, jobs: Lines(0, jobs)

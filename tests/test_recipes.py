@@ -154,3 +154,27 @@ def test_sampled_token_is_the_reverse_kl_gradient_in_expectation():
 def test_impossible_values_are_refused_when_the_method_is_built(name, parameters):
     with pytest.raises(OpdError):
         recipes.load(name)(**parameters)
+
+
+def test_no_two_recipes_share_more_than_six_lines_in_a_row():
+    """What several methods need is a part with a name; imports and the help of a parameter may read alike."""
+    import ast
+    from importlib import resources
+
+    def body(name):
+        tree = ast.parse(resources.files("opd.recipes").joinpath(f"{name}.py").read_text())
+        kept = [node for node in tree.body[1:] if not isinstance(node, ast.Import | ast.ImportFrom)]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+                node.body = node.body[1:]
+        return "\n".join(ast.unparse(node) for node in kept).splitlines()
+
+    def runs(name):
+        lines = body(name)
+        return {tuple(line.strip() for line in lines[i : i + 7]) for i in range(len(lines) - 6)}
+
+    seen = {}
+    for name in recipes.names():
+        for run in runs(name):
+            assert run not in seen, f"{name} and {seen[run]}: {run}"
+            seen[run] = name

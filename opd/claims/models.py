@@ -66,7 +66,8 @@ def reading(folder: Path, say: Say) -> None:
     path = located(EMBEDDED)
     torch.manual_seed(0)
     model, before = (load_model(path, torch.float32, "cpu", False) for _ in range(2))
-    tokenizer, rng, wordings = load_tokenizer(path, False), random.Random(0), templates()
+    tokenizer: Any = load_tokenizer(path, False)
+    rng, wordings = random.Random(0), templates()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
     for step in range(STEPS):
