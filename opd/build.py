@@ -14,7 +14,7 @@ from opd.examined import examined
 from opd.loop import Source, Training
 from opd.masks import masks
 from opd.measure import Kinds, Measures
-from opd.method import Method, chain
+from opd.method import Method, chain, parts
 from opd.observe import measured
 from opd.protocols import Cast, Task, resolve_layers
 from opd.settings import Settings
@@ -99,8 +99,8 @@ def check_layers(method: Method, cast: Cast) -> None:
 
 
 def check_parts(method: Method, cast: Cast) -> None:
-    """A sample or a loss that needs more of the models than they may have says before step 1 whether it can."""
-    for part in (method.sample, *(term.loss for term in method.terms.values())):
+    """A sample, credit or loss that needs more of the models than they may have says before step 1 whether it can."""
+    for part in (method.sample, *parts(method.credit), *(term.loss for term in method.terms.values())):
         if check := getattr(part, "check", None):
             check(cast)
 

@@ -7,7 +7,7 @@ has none gives +inf, because that is its value. Teachers are constants.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -307,6 +307,15 @@ def jsd(lp: Tensor, lq: Tensor, beta: float, scale: Scale = "usual") -> Tensor:
         return value, lambda: terms.mul_(size * (1 - beta))
 
     return _divergence(lp, lq, formula)
+
+
+def disagreement(lps: Sequence[Tensor]) -> Tensor:
+    """H(mean of the p_m) - mean of H(p_m): the Jensen-Shannon divergence of M distributions, 0 to log M.
+
+    Shapes: M times [N, V] -> [N]. Source: Lin, IEEE Trans. Inf. Theory 37 (1991), equal weights.
+    """
+    mean = torch.logsumexp(torch.stack([upcast(lp) for lp in lps]), 0) - math.log(len(lps))
+    return entropy(mean) - torch.stack([entropy(lp) for lp in lps]).mean(0)
 
 
 def skew_kl(lp: Tensor, lq: Tensor, alpha: float) -> Tensor:

@@ -6,6 +6,7 @@ Axes: N rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,6 +41,19 @@ def named(name: str) -> Callable[[Rows], Tensor]:
     """The mean with this name."""
     one_of("mean", name, MEANS)
     return MEANS[name]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """[N] another mean in which rows count by a column of weights, its sum unchanged: for tokens sum w x / sum w."""
+
+    mean: Callable[[Rows], Tensor] = token_mean
+    column: str = "weight"
+
+    def __call__(self, rows: Rows) -> Tensor:
+        plain = self.mean(rows)
+        weighted = plain * torch.where(rows["keep"], rows[self.column], 0.0)
+        return weighted * (plain.sum() / weighted.sum()) if bool(weighted.any()) else weighted
 
 
 def _kept(rows: Rows) -> Tensor:

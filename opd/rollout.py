@@ -19,6 +19,7 @@ Array = NDArray[Any]
 Message = dict[str, str]
 
 GIVEN, STUDENT, TEACHER = 0, 1, 2
+TEACHER_ID = "teacher_id"  # in a problem's data: which of several teachers reads it
 
 
 class End(StrEnum):

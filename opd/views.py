@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 import numpy as np
 
 from opd.errors import DataError, MethodError, one_of
-from opd.rollout import Group, Message, Problem, Rollout
+from opd.rollout import TEACHER_ID, Group, Message, Problem, Rollout
 
 
 def template(name: str) -> str:
@@ -35,6 +35,17 @@ class Privileged:
                 remedy="Give the task a column 'privileged_context'",
             )
         return problem.privileged_context
+
+
+@dataclass(frozen=True)
+class AskedOf:
+    """The same text, read by another of several teachers than the one whom the problem names."""
+
+    name: str
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
+        problem = replace(rollout.problem, data={**rollout.problem.data, TEACHER_ID: self.name})
+        return [replace(rollout, problem=problem)]
 
 
 OUTCOMES = ("right", "wrong", "any")

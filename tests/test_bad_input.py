@@ -281,6 +281,7 @@ def test_a_method_of_rewards_without_a_grade_is_refused(tmp_path, capsys):
         (["reinforce", "--n", "1", "--baseline", "siblings"], "expected at least 2"),
         (["sft", "--reference", "self"], "sft asks no reference"),
         (["sft", "--teacher", "none"], "needs a teacher"),
+        (["raps_da"], "nobody is the specialist 'grounding': got one teacher"),
     ],
 )
 def test_roles_and_groups_that_cannot_be(words, said, tmp_path, capsys):

@@ -22,8 +22,9 @@ ALLOWED = {
 PARTS = {"sample", "rounds", "views", "credit", "losses", "means", "observe", "channel"}
 for part in PARTS:
     ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes", "channel"} - {part}
-PARTS.add("groups")
-ALLOWED["groups"] = {"credit", "rows", "errors"}
+for part in ("groups", "selection"):
+    PARTS.add(part)
+    ALLOWED[part] = {"credit", "maths", "rows", "protocols", "errors"}
 ALLOWED["labels"] = {"dist", "rollout", "errors", "engines"}
 ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "labels"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}
@@ -80,9 +81,9 @@ def test_step_and_loop_name_no_method_and_no_column_of_one():
         assert not words & {*recipes.names(), "advantage", "teacher", "behaviour"}, module
 
 
-def test_only_the_command_line_knows_of_comparisons():
+def test_only_claims_and_the_command_line_know_of_comparisons():
     knowing = {file.relative_to(ROOT).parts[0] for file in ROOT.rglob("*.py") if "compare" in inside(imports(file))}
-    assert knowing == {"cli", "compare"}
+    assert knowing == {"cli", "claims", "compare"}
 
 
 def test_the_core_is_light():

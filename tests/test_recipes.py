@@ -33,6 +33,11 @@ TABLE = {
     ),
     "policy_distillation": ({"tau": 0.5}, {"teacher writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "privileged": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
+    "raps_da": (
+        {},
+        {"student writes": 1, "student reads": 1, "teacher reads": 1, "student learns": 1},
+        set(),
+    ),
     "reinforce": ({}, {"student writes": 1, "student learns": 1}, set()),
     "representation": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "sampled_token": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),

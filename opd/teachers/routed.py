@@ -14,10 +14,8 @@ from torch import Tensor
 
 from opd.errors import DataError, SettingError, TeacherError, nearest
 from opd.protocols import Answer, Student, Want
-from opd.rollout import Array, Message, Piece, Problem, Rollout, Sampling
+from opd.rollout import TEACHER_ID, Array, Message, Piece, Problem, Rollout, Sampling
 from opd.teachers.mixed import Mixed, gathered
-
-COLUMN = "teacher_id"  # of a problem's data
 
 
 class Routed:
@@ -40,12 +38,12 @@ class Routed:
 
     def route(self, problem: Problem) -> int:
         """The number of the teacher that the problem names."""
-        asked = problem.data.get(COLUMN)
+        asked = problem.data.get(TEACHER_ID)
         if asked in self.members:
             return self.routes.index(str(asked))
         start = " ".join(problem.messages[-1]["content"].split())[:40]
         raise DataError(
-            f"problem {problem.id} ({start!r}) names no teacher of this run in its column {COLUMN!r}",
+            f"problem {problem.id} ({start!r}) names no teacher of this run in its column {TEACHER_ID!r}",
             got="nothing" if asked is None else repr(asked),
             expected=" or ".join(map(repr, self.routes)),
             remedy="Name one in every row" if asked is None else nearest(str(asked), self.routes),

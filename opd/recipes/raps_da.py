@@ -1,0 +1,63 @@
+"""Several specialists of the student's own size: each teaches the problems of its regime, all say where they disagree.
+
+Paper: RAPS-DA, Wang et al., arXiv 2606.30518.
+
+Equation: L = sum_n m_n w_n KL(pi || q_g) / sum_n m_n w_n,  g = the regime of the problem, m a mask, w a weight
+
+The problem's column teacher_id routes it to its specialist (--teacher grounding=..,arbitration=..,resistance=..). The
+mask leaves out what is learned already and what is noise, and with time all but the tokens over which the specialists
+disagree most; the weight raises tokens of which the student is sure and wrong.
+
+From the abstract and notes by others: routing, the two layers, their three signals and the direction of the annealing.
+INFERRED, since no text was at hand: every formula of mask and weight, their thresholds, the schedule, and the mean.
+"""
+
+from opd import maths
+from opd.errors import require
+from opd.losses import Everywhere
+from opd.means import Weighted, named
+from opd.method import Ask, Method, Term, chain
+from opd.protocols import Want
+from opd.rollout import Sampling
+from opd.sample import OneTurn
+from opd.selection import MostContested, Signals, SkipSettled, SurelyWrong
+from opd.views import AskedOf
+
+
+def raps_da(
+    *,
+    regimes: tuple[str, ...] = ("grounding", "arbitration", "resistance"),
+    gap: float = 0.0,
+    unsure: float = 0.5,
+    conflict: float = 0.01,
+    end: float = 0.25,
+    fade: int = 100,
+    kappa: float = 1.0,
+    n: int = 1,
+    temperature: float = 1.0,
+    mean: str = "token_mean",
+) -> Method:
+    """
+    regimes: names of the specialists, as --teacher and the column teacher_id have them
+    gap: reverse KL (nats) up to which a token is learned already
+    unsure: entropy (share of log V) above which a token is noise, unless the specialists differ
+    conflict: Jensen-Shannon divergence (nats) from which they do
+    end: share of an answer's tokens that is learned from in the end, the most contested
+    fade: batches over which that share falls from 1
+    kappa: how much more a token counts of which the student is sure and wrong
+    n: answers per prompt
+    temperature: at which the student writes
+    mean: token_mean, sequence_mean or sequence_sum, in which every token counts by its weight
+    """
+    require(
+        len(regimes) >= 2, "specialists that may disagree", got=len(regimes), expected="at least 2 names in regimes"
+    )
+    own = Ask("own", "student", Want(dist=True))
+    peers = tuple(Ask(f"teacher_{name}", "teacher", Want(dist=True), AskedOf(name)) for name in regimes)
+    signals = Signals(tuple(ask.into for ask in peers))
+    return Method(
+        sample=OneTurn(n, Sampling(temperature=temperature)),
+        teach=(Ask("teacher", "teacher", Want(dist=True)), *peers, own),
+        credit=chain(signals, SkipSettled(gap, unsure, conflict), MostContested(end, fade), SurelyWrong(kappa)),
+        terms={"match": Term(Everywhere(maths.reverse_kl), Weighted(named(mean)))},
+    )
