@@ -25,6 +25,7 @@ from opd.rollout import Array, End, Group, Problem, Visit
 from opd.rows import Rows
 from opd.step import Outcome, gradient, prepare, updates
 
+FIT = -3  # the number of the visits of a stage before step 1: training counts from 0
 PATIENCE = 3  # updates in a row without a finite gradient before the run stops
 
 
@@ -98,8 +99,19 @@ class Training:
 
 def train(training: Training) -> Iterator[Batch]:
     """Runs to the end, giving every batch back as it is done; whoever iterates evaluates, records and saves."""
+    fitted = fit_first(training)
     while not training.is_done:
-        yield one_step(training)
+        batch = one_step(training)
+        batch.metrics.update(fitted)
+        fitted = {}
+        yield batch
+
+
+def fit_first(t: Training) -> dict[str, float]:
+    """The method's stage before step 1, unless it is done; its numbers go into the first step's."""
+    if t.method.fit is None or t.method.fit.is_fitted or t.is_done:
+        return {}
+    return dict(t.method.fit.fit(t.cast, lambda n: [Visit(one, FIT, t.source.seed) for one in t.source.problems[:n]]))
 
 
 def one_step(t: Training) -> Batch:

@@ -287,6 +287,6 @@ def _unequal(what: str, ours: int, theirs: int) -> ModelError:
     return ModelError(
         f"{what} have different widths",
         got=f"student {ours}, teacher {theirs}",
-        expected="equal widths",
-        remedy="Take models of equal width, or a method that reads probabilities",
+        expected="equal widths, or a bridge",
+        remedy="Say --bridge 8, or take a method that reads probabilities",
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from opd.dist import Dist
 from opd.errors import MethodError
-from opd.protocols import Sample, Stateful, Want
+from opd.protocols import Fit, Sample, Stateful, Want
 from opd.rollout import Group, Rollout
 from opd.rows import Rows
 
@@ -116,6 +116,7 @@ class Method:
     observe: tuple[Observe, ...] = ()  # on a bounded number of rows of every update
     lookup: tuple[Observe, ...] = ()  # on every row, so they may only look up what a loss has made
     state: dict[str, Stateful] = field(default_factory=dict[str, Stateful])
+    fit: Fit | None = None  # a stage before step 1; it is a state too
     casting: dict[str, str] = field(default_factory=dict[str, str])  # who plays a role when the user does not say
 
     @property

@@ -37,6 +37,11 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "masked.*": Metric("tokens", "rows of the batch that a mask of the run took out, by the kind of mask"),
         "empty": Metric("updates", "updates without a row to learn from", "0; else masks or views leave nothing."),
         "tail.cut": Metric("share", "tokens outside the support whose weight p(y)/mu(y) was cut to the cap", "near 0."),
+        "bridge.cosine.*": Metric(
+            "",
+            "how well the student's states meet the teacher's over the fitted bridge, by layer; on the first step only",
+            "near 1; near 0 the two models have nothing in common there.",
+        ),
         "clipped": Metric(
             "share",
             "tokens whose ratio to the batch's start has gone so far that PPO's clip takes their gradient away",

@@ -5,7 +5,7 @@ Axes: N rows, n rows of one context, D width, V vocabulary, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from opd.errors import ModelError
 from opd.rollout import Array, Group, Message, Piece, Problem, Rollout, Sampling, Visit
 
 EVERY_LAYER = 0
+Cast = Mapping[str, Any]  # who takes part, by name: "student", "teacher", ...
 CAPABILITIES = ("chosen", "topk", "gather", "dist", "inner", "values", "text")
 
 
@@ -161,6 +162,16 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
 
 
+class Fit(Stateful, Protocol):
+    """A stage before step 1, in which nobody learns but the part itself."""
+
+    @property
+    def is_fitted(self) -> bool: ...
+    def fit(self, cast: Cast, take: Callable[[int], list[Visit]]) -> Mapping[str, float]:
+        """Fits on visits of problems that are its own; gives numbers to be recorded with the first step."""
+        ...
+
+
 class Student(Writer, Stateful, Protocol):
     """The model that learns."""
 
@@ -197,9 +208,6 @@ class Task(Protocol):
     def held_out(self) -> Sequence[Problem]: ...
 
     def grade(self, problem: Problem, text: str) -> float | None: ...  # None: this task can't tell
-
-
-Cast = Mapping[str, Any]  # who takes part, by name: "student", "teacher", ...
 
 
 class Sample(Protocol):

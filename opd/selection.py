@@ -40,7 +40,7 @@ class Signals:
                 f"nobody is the specialist {missing[0]!r}",
                 got=f"teachers {sorted(there)}" if there else "one teacher",
                 expected=" and ".join(map(repr, wanted)),
-                remedy=f"Give --teacher {','.join(f'{name}=MODEL' for name in wanted)}, and problems a column teacher_id",
+                remedy=f"Give --teacher {','.join(f'{name}=MODEL' for name in wanted)}, and problems their teacher_id",
             )
 
     def __call__(self, rows: Rows) -> Rows:

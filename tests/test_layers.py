@@ -22,6 +22,8 @@ ALLOWED = {
 PARTS = {"sample", "rounds", "views", "credit", "losses", "means", "observe", "channel"}
 for part in PARTS:
     ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes", "channel"} - {part}
+PARTS.add("bridge")
+ALLOWED["bridge"] = {"dist", "errors", "maths", "protocols", "rollout", "rows"}
 for part in ("groups", "selection"):
     PARTS.add(part)
     ALLOWED[part] = {"credit", "maths", "rows", "protocols", "errors"}
