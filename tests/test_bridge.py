@@ -162,14 +162,13 @@ def test_permuted_layers_fit_worse():
     """A negative control: a student layer against a teacher layer that has nothing to do with it."""
     teacher = ToyModel(seed=2)
     same = Bridge(3, OneTurn(), prompts=30)
-    same.fit({"student": replace_name(teacher), "teacher": teacher}, take)
+    same.fit({"student": twin(teacher), "teacher": teacher}, take)
     other = Bridge(3, OneTurn(), prompts=30)
-    other.fit({"student": replace_name(teacher), "teacher": ToyModel(seed=8)}, take)
+    other.fit({"student": twin(teacher), "teacher": ToyModel(seed=8)}, take)
     assert min(s.cosine for s in same.spans.values()) > 0.97 > 0.95 > max(s.cosine for s in other.spans.values())
-    assert min(s.cosine for s in same.spans.values()) > max(s.cosine for s in other.spans.values())
 
 
-def replace_name(model):
+def twin(model):
     copy = ToyModel(seed=2)
     copy.load_state_dict(model.state_dict())
     return copy
