@@ -11,13 +11,14 @@ import torch
 from opd import cast as casting
 from opd.errors import DataError, SettingError
 from opd.examined import examined
-from opd.loop import Source, Training
+from opd.loop import Optimizer, Source, Training
 from opd.masks import masks
 from opd.measure import Kinds, Measures
-from opd.method import Method, chain, parts
+from opd.method import Method, Updates, chain, parts
 from opd.observe import measured
 from opd.protocols import Cast, Task, resolve_layers
 from opd.settings import Settings
+from opd.subspace import HeldToSubspace
 from opd.tasks import load_task
 from opd.teach import check_capabilities
 
@@ -37,18 +38,33 @@ def build(settings: Settings) -> Training:
     own = [
         p for term in method.terms.values() if isinstance(term.loss, torch.nn.Module) for p in term.loss.parameters()
     ]
-    optimizer = torch.optim.AdamW(
+    optimizer: Optimizer = torch.optim.AdamW(
         parameters + ([{"params": own}] if own else []),
         lr=settings.lr,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
     )
+    if settings.subspace_rank:
+        optimizer = held(settings, method.updates, optimizer, student)
     rate = settings.rate if end is None else lambda step: settings.rate(step, end.share)
     return Training(
         student, cast, task, method, optimizer, rate, Source(task.train, settings.seed),
         settings.steps, settings.batch, settings.max_grad_norm, settings.micro_tokens, settings.chunk,
         measure=Measures(Kinds(student), method.teach[0].into if method.teach else ""), budget=end,
     )  # fmt: skip
+
+
+def held(settings: Settings, updates: Updates, optimizer: torch.optim.Optimizer, student: Any) -> Optimizer:
+    """The optimizer, held to a subspace from a share of its steps on."""
+    start = int(settings.subspace_after * settings.steps) * updates.epochs * updates.parts
+    if settings.lora or settings.end() is not None or not start:
+        got = "adapters" if settings.lora else f"{settings.budget or f'{settings.steps} steps'}"
+        raise SettingError(
+            "a subspace is taken from how the weights themselves have moved after a share of the steps",
+            got=got,
+            expected="full weights, and steps of which that share is at least one",
+        )
+    return HeldToSubspace(optimizer, student.weights(), settings.subspace_rank, start, settings.subspace_hold)
 
 
 def masked(settings: Settings, method: Method, student: Any) -> Method:

@@ -58,6 +58,11 @@ class Settings(BaseModel):
     betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is cut to this; 0 for no cut")
     lora: int = Field(0, ge=0, description="rank of LoRA adapters; 0 trains every weight")
+    subspace_rank: int = Field(
+        0, ge=0, description="holds every matrix to so many directions of its own movement so far; 0: free"
+    )
+    subspace_after: float = Field(0.2, gt=0, lt=1, description="share of the steps after which it is held")
+    subspace_hold: Literal["gradient", "update"] = Field("gradient", description="what is projected")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field("auto", description="of the student")
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
         "auto", description="of the teacher"

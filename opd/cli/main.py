@@ -30,6 +30,7 @@ COMMANDS = {  # name -> where it lives, what it does
     "compare": ("comparing", "compare", "hold methods against one another: same start, problems, budget, examination"),
     "reproduce": ("reproducing", "reproduce", "try what a paper claims of its method on a small task"),
     "report": ("reporting", "report", "write the page of a run, beside others for comparison"),
+    "geometry": ("measuring", "geometry", "what a run did to the weights of its student"),
     "lab": ("lab", "lab", "theory as programs: noisy experts, weak students"),
 }
 EXAMPLES = """\
