@@ -136,6 +136,26 @@ def test_dagger_gathers_all_rounds_and_a_loaded_aggregate_goes_on_alike(lake):
     assert len(fresh) == 3, "what is drawn again comes from earlier rounds"
 
 
+def test_the_aggregate_forgets_the_oldest_and_a_loaded_one_goes_on_alike(lake):
+    def batch(method, step):
+        student, teacher = made("table", lake, 0, 30), expert(lake, max_new=30)
+        problems = [Problem(f"{step}/{i}", f"from seed {10 * step + i}") for i in range(3)]
+        return method.sample({"student": student, "teacher": teacher}, [Visit(p, 0, 7) for p in problems], step)
+
+    first, second = (recipes.load("dagger")(replay=9, memory=9, n=2) for _ in range(2))
+    assert [len(batch(first, step)) for step in range(5)] == [3, 6, 7, 7, 7]
+    kept = first.state["rounds"]
+    assert [group.problem.id for group in kept.groups] == ["3/2", "4/0", "4/1", "4/2"]
+    second.state["rounds"].load_state_dict(kept.state_dict())
+    one, other = batch(first, 5), batch(second, 5)
+    assert all(
+        a.problem == b.problem and same_rollouts(a.rollouts, b.rollouts) for a, b in zip(one, other, strict=True)
+    )
+    assert not {group.problem.id for group in one} & {"0/0", "1/0", "2/0", "3/0", "3/1"}
+    single = recipes.load("dagger")(replay=1, memory=1, n=4)
+    assert [len(batch(single, step)) for step in range(3)] == [3, 4, 4], "one problem's episodes are kept at least"
+
+
 def same_rollouts(a, b):
     def parts(r):
         return [r.tokens, r.author, r.inputs, *(r.columns[name] for name in sorted(r.columns))]
@@ -301,6 +321,7 @@ BAD = {
     "--task gymnasium:FrozenLake-v1 --teacher values --device cuda": "--device of a policy in an environment: got cuda",
     "--task gymnasium:FrozenLake-v1 --teacher values --lora 8": "--lora of a policy in an environment: got 8",
     "--task gymnasium:FrozenLake-v1 --teacher values --beta 2": "the teacher's share beta: got 2.0",
+    "--task gymnasium:FrozenLake-v1 --teacher values --memory 0": "episodes that are kept (memory): got 0",
     "--task gymnasium:FrozenLake-v1 --teacher self:frozen": "decision by decision: got a Frozen as teacher",
     "--task sums": "embedded:student cannot take turns decision by decision",
 }
