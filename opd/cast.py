@@ -17,7 +17,7 @@ ROUTE = re.compile(r"\s*[\w.-]*\s*=")  # a spec that begins so names several tea
 EMBEDDED = "embedded:student"
 NOBODY = "none"  # the teacher of a method that asks none
 REFERENCE = "reference"  # the third role: what a method holds the student or the teacher against
-TEACHERS = "values (exact, for tabular environments), python:FILE:FUNCTION, a saved policy"
+TEACHERS = "values (exact, for tabular environments), sb3:FILE, python:FILE:FUNCTION, a saved policy"
 COPIES = "self:live, self:frozen, self:ema=DECAY or self:every=STEPS"
 NO_MAP = "Say stop_token=keep, or mask"
 
