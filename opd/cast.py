@@ -6,6 +6,7 @@ import re
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from opd import words
 from opd.errors import SettingError
 from opd.method import Method
 from opd.settings import Settings
@@ -79,7 +80,7 @@ def student_spec(settings: Settings) -> str:
 
 
 def acts(settings: Settings) -> bool:
-    return settings.task.startswith("gymnasium:")
+    return words.acts(settings.task)
 
 
 def teacher(spec: str, settings: Settings, student: Any) -> Any:
