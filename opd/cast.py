@@ -37,8 +37,7 @@ def opened(settings: Settings, method: Method, world: Any = None) -> dict[str, A
         from opd import players
 
         student = players.student(student_spec(settings), settings, world)
-        copied = lambda spec: copy_of(student, spec)
-        play = lambda spec: copied(spec) if spec.startswith("self") else players.teacher(spec, settings, world)
+        play = lambda spec: acting(spec, settings, student, world)
     return {"student": student, **{role: play(spec) for role, spec in specs(settings, method).items()}}
 
 
@@ -72,6 +71,15 @@ def teacher_spec(settings: Settings, method: Method) -> str:
         return spec
     known = TEACHERS if acts(settings) else "a model folder"
     raise SettingError(f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give {known}, or {COPIES}")
+
+
+def acting(spec: str, settings: Settings, student: Any, world: Any) -> Any:
+    """A teacher for a policy: a copy of it, or an expert."""
+    from opd import players
+
+    if ROUTE.match(spec):
+        raise SettingError(f"teachers {spec!r} in {world.name}", got="several", expected="one")
+    return copy_of(student, spec) if spec.startswith("self") else players.teacher(spec, settings, world)
 
 
 def student_spec(settings: Settings) -> str:

@@ -45,6 +45,8 @@ def refuse(settings: Settings) -> None:
         "--teacher-device": (settings.teacher_device, ("auto", "cpu")),
         "--dtype": (settings.dtype, ("auto", "float32", "float64")),
         "--lora": (settings.lora, (0,)),
+        "--mask": (", ".join(map(str, settings.mask)) or "none", ("none",)),
+        "--stop-token": (settings.stop_token, ("keep",)),
         "--gradient-checkpointing": (settings.gradient_checkpointing, (False,)),
     }
     for name, (got, possible) in given.items():

@@ -77,7 +77,7 @@ def examined(model: str, exam: Exam) -> Evaluation:
         from opd import players
 
         student = players.student(model, settings, world)
-        teacher = players.teacher(exam.teacher, settings, world) if exam.teacher else None
+        teacher = cast.acting(exam.teacher, settings, student, world) if exam.teacher else None
     else:
         student = cast.open_model(model, settings, settings.dtype, settings.device)
         teacher = cast.teacher(exam.teacher, settings, student) if exam.teacher else None

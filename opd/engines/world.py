@@ -57,6 +57,11 @@ class World:
         """The name without module and version."""
         return self.name.rpartition("/")[2].partition("-v")[0]
 
+    @property
+    def limit(self) -> int | None:
+        """Decisions after which the environment cuts an episode off."""
+        return self.seats[0].spec.max_episode_steps
+
     def called(self, action: int) -> str:
         """An action as a person should see it."""
         names = NAMES.get(self.kind, ())
