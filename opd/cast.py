@@ -6,6 +6,7 @@ import re
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from opd import words
 from opd.errors import SettingError
 from opd.method import Method
 from opd.settings import Settings
@@ -17,7 +18,7 @@ ROUTE = re.compile(r"\s*[\w.-]*\s*=")  # a spec that begins so names several tea
 EMBEDDED = "embedded:student"
 NOBODY = "none"  # the teacher of a method that asks none
 REFERENCE = "reference"  # the third role: what a method holds the student or the teacher against
-TEACHERS = "values (exact, for tabular environments), python:FILE:FUNCTION, a saved policy"
+TEACHERS = "values (exact, for tabular environments), sb3:FILE, python:FILE:FUNCTION, a saved policy"
 COPIES = "self:live, self:frozen, self:ema=DECAY or self:every=STEPS"
 NO_MAP = "Say stop_token=keep, or mask"
 
@@ -36,8 +37,7 @@ def opened(settings: Settings, method: Method, world: Any = None) -> dict[str, A
         from opd import players
 
         student = players.student(student_spec(settings), settings, world)
-        copied = lambda spec: copy_of(student, spec)
-        play = lambda spec: copied(spec) if spec.startswith("self") else players.teacher(spec, settings, world)
+        play = lambda spec: acting(spec, settings, student, world)
     return {"student": student, **{role: play(spec) for role, spec in specs(settings, method).items()}}
 
 
@@ -73,13 +73,22 @@ def teacher_spec(settings: Settings, method: Method) -> str:
     raise SettingError(f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give {known}, or {COPIES}")
 
 
+def acting(spec: str, settings: Settings, student: Any, world: Any) -> Any:
+    """A teacher for a policy: a copy of it, or an expert."""
+    from opd import players
+
+    if ROUTE.match(spec):
+        raise SettingError(f"teachers {spec!r} in {world.name}", got="several", expected="one")
+    return copy_of(student, spec) if spec.startswith("self") else players.teacher(spec, settings, world)
+
+
 def student_spec(settings: Settings) -> str:
     """The student that the settings name; in an environment the default is a small net."""
     return "mlp" if acts(settings) and settings.student == EMBEDDED else settings.student
 
 
 def acts(settings: Settings) -> bool:
-    return settings.task.startswith("gymnasium:")
+    return words.acts(settings.task)
 
 
 def teacher(spec: str, settings: Settings, student: Any) -> Any:

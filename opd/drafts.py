@@ -28,14 +28,7 @@ def drafts(
     A teacher that gives one number per token leaves `kl` and `top` empty. The seeds are the same before and after
     training, so that the two drafts of a problem differ only by what was learned.
     """
-    sampling = Sampling(max_new=max_new)
-    prompts = [student.render(problem.messages) for problem in problems]
-    pieces = student.write(prompts, sampling, [[Visit(p, -1, seed).seed(0)] for p in problems])
-    rollouts = [
-        continued(prompt, piece, problem, sampling, STUDENT, student.decode(piece.tokens))
-        for problem, prompt, (piece,) in zip(problems, prompts, pieces, strict=True)
-    ]
-    written = [rollout for rollout in rollouts if rollout.n]
+    written = [rollout for rollout in answers(student, problems, max_new, seed) if rollout.n]
     marks = _marks(student, teacher, written)
     return [
         {
@@ -47,6 +40,17 @@ def drafts(
             "tokens": tokens,
         }
         for rollout, tokens in zip(written, marks, strict=True)
+    ]
+
+
+def answers(student: Student, problems: Sequence[Problem], max_new: int, seed: int) -> list[Rollout]:
+    """One sampled answer per problem, always the same one of the same student."""
+    sampling = Sampling(max_new=max_new)
+    prompts = [student.render(problem.messages) for problem in problems]
+    pieces = student.write(prompts, sampling, [[Visit(p, -1, seed).seed(0)] for p in problems])
+    return [
+        continued(prompt, piece, problem, sampling, STUDENT, student.decode(piece.tokens))
+        for problem, prompt, (piece,) in zip(problems, prompts, pieces, strict=True)
     ]
 
 

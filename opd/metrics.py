@@ -144,7 +144,8 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "engine.gap": Metric(
             "nats",
             "|log-prob when learning - log-prob when writing| of the student's tokens, before the batch's first step",
-            "0 up to rounding; more means that the model that writes is not the one that learns.",
+            "0 up to rounding; more means that the model that writes is not the one that learns, or that earlier"
+            " batches are replayed.",
         ),
         "engine.gap.max": Metric("nats", "the largest of them", "about 0.00001 in float32."),
     },

@@ -1,7 +1,8 @@
 """Who plays which role in an environment: a policy learns, and an expert, a saved policy or a copy of it teaches.
 
 --student table | mlp:WIDTH | FOLDER
---teacher values[,epsilon=E][,gamma=G] | FOLDER[,epsilon=E] | python:FILE:FUNCTION[,epsilon=E] | self:...
+--teacher values[,epsilon=E][,gamma=G] | FOLDER[,epsilon=E] | sb3:FILE[,epsilon=E] |
+          python:FILE:FUNCTION[,epsilon=E] | self:...
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from opd.tasks import parse
 from opd.teachers.exact import expert
 from opd.teachers.expert import EPSILON, Expert
 
-TEACHERS = "values, a folder that opd saved, python:FILE:FUNCTION, or a copy of the student (self:...)"
+TEACHERS = "values, a folder that opd saved, sb3:FILE, python:FILE:FUNCTION, or a copy of the student (self:...)"
 
 
 def student(spec: str, settings: Settings, world: World) -> Policy:
@@ -44,6 +45,8 @@ def refuse(settings: Settings) -> None:
         "--teacher-device": (settings.teacher_device, ("auto", "cpu")),
         "--dtype": (settings.dtype, ("auto", "float32", "float64")),
         "--lora": (settings.lora, (0,)),
+        "--mask": (", ".join(map(str, settings.mask)) or "none", ("none",)),
+        "--stop-token": (settings.stop_token, ("keep",)),
         "--gradient-checkpointing": (settings.gradient_checkpointing, (False,)),
     }
     for name, (got, possible) in given.items():
@@ -60,6 +63,10 @@ def teacher(spec: str, settings: Settings, world: World) -> Expert:
     epsilon = known(spec, options, "epsilon").get("epsilon", EPSILON)
     if kind == "python":
         return Expert(world, function(target), epsilon=epsilon, name=spec, max_new=settings.max_new)
+    if kind == "sb3":
+        from opd.teachers import sb3
+
+        return sb3.expert(target, world, epsilon=epsilon, max_new=settings.max_new)
     if Path(kind).is_dir():
         policy = student(kind, settings, world)
         acts = lambda seen: policy.logprobs(seen).exp()

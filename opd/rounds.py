@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -71,17 +72,20 @@ class TakeTurns:
 
 @dataclass
 class Aggregate:
-    """Fresh groups from `fresh`, and with them `replay` times as many drawn from all that came before.
+    """Fresh groups from `fresh`, and with them `replay` times as many drawn from those that came before.
 
-    It is a state: a resumed run must go on learning from everything that was gathered.
+    Of those the newest are kept, `memory` episodes at most; the episodes of one problem go together. It is a state: a
+    resumed run must go on learning from everything that was gathered.
     """
 
     fresh: Sample
     replay: int
+    memory: int
     groups: list[Group] = field(default_factory=list[Group], repr=False)
 
     def __post_init__(self) -> None:
         require(self.replay >= 0, "earlier episodes per fresh one (replay)", got=self.replay, expected="at least 0")
+        require(self.memory >= 1, "episodes that are kept (memory)", got=self.memory, expected="at least 1")
 
     def check(self, cast: Cast) -> None:
         if check := getattr(self.fresh, "check", None):
@@ -95,8 +99,13 @@ class Aggregate:
         order = np.random.Generator(np.random.Philox(key=key)).permutation(len(self.groups))
         render: Render = cast["student"].render
         again = [replace(self.groups[i], render=render) for i in order[: self.replay * len(new)]]
-        self.groups.extend(new)
+        self.groups = self._newest([*self.groups, *new])
         return [*new, *again]
+
+    def _newest(self, groups: list[Group]) -> list[Group]:
+        """The last groups, as many as memory has room for; one at least."""
+        kept = accumulate(len(group.rollouts) for group in reversed(groups))
+        return groups[-max(1, sum(episodes <= self.memory for episodes in kept)) :]
 
     def state_dict(self) -> dict[str, Any]:
         return {str(number): [_packed(one) for one in group.rollouts] for number, group in enumerate(self.groups)}

@@ -3,6 +3,7 @@
 RUN/run.toml             all settings as resolved, versions, git state
     metrics.jsonl        one line per step, and one per examination
     drafts/  rows/       marked-up answers before and after; tables of rows of some steps
+    episodes/            pictures of a policy in its environment, before and after
     checkpoints/step-N/  everything that moves: resume is exact
     nonfinite/           rows of updates that were refused
     model/               the student as a Hugging Face folder
@@ -24,7 +25,7 @@ from opd import cast as casting
 from opd.build import build
 from opd.checkpoint import checkpoints, forget_old, load_state, save_state, write_folder, write_text
 from opd.doctor import Case, Finding, at_start
-from opd.drafts import drafts
+from opd.drafts import answers, drafts
 from opd.errors import ModelError, SettingError
 from opd.evaluate import Evaluation, evaluate
 from opd.examined import examined
@@ -148,6 +149,7 @@ class Run:
             "teacher": self.teacher_result(),
         }
         self.save_drafts(0)
+        self.save_film(0)
         write_text(file, json.dumps(result))
         self.note(exam_line(0, result["student"]))
         return result
@@ -192,6 +194,7 @@ class Run:
         file, steps = self.folder / "summary.json", self.training.step
         after = self.examine(steps)
         self.save_drafts(steps)
+        self.save_film(steps)
         write_folder(self.folder / "model", self.training.student.save)
         lines = [line for line in read_metrics(self.folder) if "loss" in line]
         spent = {
@@ -248,6 +251,19 @@ class Run:
         )
         (self.folder / "drafts").mkdir(exist_ok=True)
         write_text(self.folder / "drafts" / f"step-{step:06d}.json", json.dumps({"step": step, "drafts": marked}))
+
+    def save_film(self, step: int) -> None:
+        """Pictures of the first episodes whose drafts are kept, where the task is an environment."""
+        world = getattr(self.task, "world", None)
+        if world is None or not self.settings.drafts:
+            return
+        from opd.film import EPISODES, film
+
+        problems = self.problems(self.settings.drafts)[:EPISODES]
+        episodes = answers(self.training.student, problems, self.settings.max_new, self.settings.seed)
+        (self.folder / "episodes").mkdir(exist_ok=True)
+        text = json.dumps({"step": step, **film(world, episodes)})
+        write_text(self.folder / "episodes" / f"step-{step:06d}.json", text)
 
     def save(self) -> None:
         """A checkpoint of everything that moves."""

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import zipfile
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from opd.protocols import Want
 from opd.rollout import STUDENT, TEACHER, Problem, Rollout, Sampling, Visit
 from opd.step import gradient, prepare
 from opd.tasks import load_task
+from opd.teachers import sb3
 from opd.teachers.exact import Table, expert, greedy, tabular
 from opd.teachers.expert import Expert
 
@@ -136,6 +140,26 @@ def test_dagger_gathers_all_rounds_and_a_loaded_aggregate_goes_on_alike(lake):
     assert len(fresh) == 3, "what is drawn again comes from earlier rounds"
 
 
+def test_the_aggregate_forgets_the_oldest_and_a_loaded_one_goes_on_alike(lake):
+    def batch(method, step):
+        student, teacher = made("table", lake, 0, 30), expert(lake, max_new=30)
+        problems = [Problem(f"{step}/{i}", f"from seed {10 * step + i}") for i in range(3)]
+        return method.sample({"student": student, "teacher": teacher}, [Visit(p, 0, 7) for p in problems], step)
+
+    first, second = (recipes.load("dagger")(replay=9, memory=9, n=2) for _ in range(2))
+    assert [len(batch(first, step)) for step in range(5)] == [3, 6, 7, 7, 7]
+    kept = first.state["rounds"]
+    assert [group.problem.id for group in kept.groups] == ["3/2", "4/0", "4/1", "4/2"]
+    second.state["rounds"].load_state_dict(kept.state_dict())
+    one, other = batch(first, 5), batch(second, 5)
+    assert all(
+        a.problem == b.problem and same_rollouts(a.rollouts, b.rollouts) for a, b in zip(one, other, strict=True)
+    )
+    assert not {group.problem.id for group in one} & {"0/0", "1/0", "2/0", "3/0", "3/1"}
+    single = recipes.load("dagger")(replay=1, memory=1, n=4)
+    assert [len(batch(single, step)) for step in range(3)] == [3, 4, 4], "one problem's episodes are kept at least"
+
+
 def same_rollouts(a, b):
     def parts(r):
         return [r.tokens, r.author, r.inputs, *(r.columns[name] for name in sorted(r.columns))]
@@ -197,6 +221,85 @@ def test_the_value_of_a_policy_is_what_it_earns(lake):
     earned = [float((0.9 ** np.arange(len(p.tokens)) * p.columns["earned"]).sum()) for p in pieces]
     error = np.std(earned) / np.sqrt(len(earned))
     assert abs(np.mean(earned) - value) < 4 * error and error < 0.02
+
+
+# ---- experts of stable-baselines3
+
+
+COMMON, DQN = "stable_baselines3.common.policies", "stable_baselines3.dqn.policies"
+
+
+def saved(file, module, layers, beside=("value_net.weight", "value_net.bias"), **options):
+    """A .zip as stable-baselines3 writes it: JSON with pickles beside a readable form, and tensors."""
+    about = {"policy_class": {":type:": "<class 'abc.ABCMeta'>", ":serialized:": "gAU=", "__module__": module}}
+    about["policy_kwargs"] = {":type:": "<class 'dict'>", ":serialized:": "gAU=", **options} if options else {}
+    weights = {
+        f"{name}.{part}": value for name, (w, b) in layers.items() for part, value in (("weight", w), ("bias", b))
+    }
+    weights |= {name: torch.ones(1) for name in beside}
+    held = BytesIO()
+    torch.save(weights, held)
+    with zipfile.ZipFile(file, "w") as inside:
+        inside.writestr("data", json.dumps(about))
+        inside.writestr("policy.pth", held.getvalue())
+    return file
+
+
+def layers(names, *widths):
+    draw = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=draw)
+    return {name: (normal(b, a), normal(b)) for name, (a, b) in zip(names, pairwise(widths), strict=True)}
+
+
+ACTOR = ("mlp_extractor.policy_net.0", "mlp_extractor.policy_net.2", "action_net")
+
+
+def test_an_actor_of_stable_baselines_acts_as_it_did(tmp_path, lake, pole):
+    told = {"activation_fn": "<class 'torch.nn.modules.activation.ReLU'>", "net_arch": "[8, 6]"}
+    for options, between in (({}, torch.tanh), (told, torch.relu)):
+        one, two, last = (own := layers(ACTOR, 4, 8, 6, 2)).values()
+        seen = torch.randn(20, 4)
+        inner = between(between(seen @ one[0].T + one[1]) @ two[0].T + two[1])
+        wanted = (inner @ last[0].T + last[1]).softmax(-1)
+        found = sb3.expert(str(saved(tmp_path / "a.zip", COMMON, own, **options)), pole, epsilon=1e-9)
+        assert torch.allclose(found.logprobs(seen).exp().float(), wanted, atol=1e-6)
+        assert "values" not in found.can
+    one, two, last = (own := layers(ACTOR, 16, 5, 5, 4)).values()
+    by_state = sb3.expert(str(saved(tmp_path / "b.zip", COMMON, own)), lake)
+    third = torch.tanh(torch.tanh(one[0][:, 3] + one[1]) @ two[0].T + two[1]) @ last[0].T + last[1]
+    assert torch.allclose(by_state.probabilities(torch.tensor([3]))[0], third.softmax(-1), atol=1e-6)
+
+
+def test_a_q_network_of_stable_baselines_takes_the_best_action_and_gives_values(tmp_path, pole):
+    own = layers(("q_net.q_net.0", "q_net.q_net.2"), 4, 8, 2)
+    teacher = sb3.expert(str(saved(tmp_path / "q.zip", DQN, own, ("q_net_target.q_net.0.weight",))), pole, max_new=20)
+    (piece,) = teacher.write([PROMPTS[0]], Sampling(), [[1]])[0]
+    who = np.r_[0, np.ones(len(piece.tokens), np.int8)].astype(np.int8)
+    episode = Rollout(np.r_[3, piece.tokens].astype(np.int32), who, Problem("p", "p"), inputs=piece.inputs)
+    values = teacher.read([episode], Want(values=True)).values
+    (one, two), seen = own.values(), torch.from_numpy(piece.inputs[:-1])
+    assert torch.allclose(values.float(), torch.relu(seen @ one[0].T + one[1]) @ two[0].T + two[1], atol=1e-6)
+    assert np.array_equal(values.argmax(-1).numpy(), piece.tokens)
+
+
+class Runs:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_nothing_in_a_file_of_stable_baselines_is_run(tmp_path, pole):
+    trap, file = (
+        tmp_path / "touched",
+        saved(tmp_path / "bad.zip", COMMON, {"action_net": (Runs(tmp_path / "touched"),) * 2}),
+    )
+    with pytest.raises(OpdError, match=r"no file of stable-baselines3 that can be read: got Weights only load failed"):
+        sb3.expert(str(file), pole)
+    assert not trap.exists()
 
 
 # ---- runs
@@ -297,10 +400,21 @@ BAD = {
     "--task gymnasium:FrozenLake-v1 --teacher python:wrong.py:far": "fails on an observation of FrozenLake",
     "--task gymnasium:FrozenLake-v1 --teacher python:broken.py:two": "broken.py cannot be run: got NameError",
     "--task gymnasium:FrozenLake-v1 --teacher python:none.py:one": "no such file",
+    "--task gymnasium:FrozenLake-v1 --teacher sb3:pole.zip": "for another environment: got 4 observed numbers",
+    "--task gymnasium:CartPole-v1 --teacher sb3:cnn.zip": "is more than layers of neurons: got features_extractor.cnn",
+    "--task gymnasium:CartPole-v1 --teacher sb3:own.zip": "is not one that is built again: got mine",
+    "--task gymnasium:CartPole-v1 --teacher sb3:odd.zip": "has an option of its own: got features_extractor_class",
+    "--task gymnasium:CartPole-v1 --teacher sb3:wave.zip": "activation of the policy in wave.zip: got Sine, expected",
+    "--task gymnasium:CartPole-v1 --teacher sb3:broken.py": "no file of stable-baselines3 that can be read: got File",
+    "--task gymnasium:CartPole-v1 --teacher sb3:none.zip": "teacher sb3:none.zip: got no such file",
     "--task gymnasium:FrozenLake-v1 --teacher values --student gpt": "no policy 'gpt' for FrozenLake-v1",
     "--task gymnasium:FrozenLake-v1 --teacher values --device cuda": "--device of a policy in an environment: got cuda",
     "--task gymnasium:FrozenLake-v1 --teacher values --lora 8": "--lora of a policy in an environment: got 8",
     "--task gymnasium:FrozenLake-v1 --teacher values --beta 2": "the teacher's share beta: got 2.0",
+    "--task gymnasium:FrozenLake-v1 --teacher values --mask think": "--mask of a policy in an environment: got think",
+    "--task gymnasium:FrozenLake-v1 --teacher values --stop-token mask": "--stop-token of a policy in an environment",
+    "--task gymnasium:FrozenLake-v1 --teacher a=values,b=values": "in FrozenLake-v1: got several, expected one",
+    "--task gymnasium:FrozenLake-v1 --teacher values --memory 0": "episodes that are kept (memory): got 0",
     "--task gymnasium:FrozenLake-v1 --teacher self:frozen": "decision by decision: got a Frozen as teacher",
     "--task sums": "embedded:student cannot take turns decision by decision",
 }
@@ -315,6 +429,12 @@ def place(tmp_path_factory):
     four = "def four(x):\n    return torch.full((len(x), 4), 0.25)\n"
     (folder / "wrong.py").write_text(f"import torch\n{two}{far}{four}")
     (folder / "broken.py").write_text("two = three")
+    actor = layers(ACTOR, 4, 8, 6, 2)
+    saved(folder / "pole.zip", COMMON, actor)
+    saved(folder / "cnn.zip", COMMON, actor, ("features_extractor.cnn",))
+    saved(folder / "own.zip", "mine", actor)
+    saved(folder / "odd.zip", COMMON, actor, features_extractor_class="<class 'mine.Scaled'>")
+    saved(folder / "wave.zip", COMMON, actor, activation_fn="<class 'mine.Sine'>")
     return folder
 
 
@@ -330,6 +450,9 @@ def test_bad_input_is_one_sentence(words, place, monkeypatch, capsys):
 def test_values_must_be_known_for_aggrevate(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     words = f"train aggrevate --task {FROZEN} --teacher python:wrong.py:four"
+    assert main(words.split()) == 2
+    assert "can't answer ['values']" in capsys.readouterr().err
+    words = "train aggrevate --task gymnasium:CartPole-v1 --teacher sb3:pole.zip"
     assert main(words.split()) == 2
     assert "can't answer ['values']" in capsys.readouterr().err
 

@@ -16,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from opd.words import acts, said
+
 if TYPE_CHECKING:
     from opd.budget import Budget
     from opd.run import Run
@@ -31,7 +33,7 @@ class Progress:
     def __init__(self) -> None:
         self.step = self.steps = 0
         self.budget: Budget | None = None
-        self.title = ""
+        self.title = self.task = ""
         self.losses = deque[float](maxlen=60)
         self.seconds = deque[float](maxlen=20)
         self.metrics: dict[str, Any] = {}
@@ -49,12 +51,13 @@ class Progress:
         s, training = run.settings, run.training
         self.step, self.steps, self.folder = training.step, training.steps, run.folder
         learning = sum(p.numel() for p in training.student.parameters())
+        self.task = s.task
         source = "its rewards" if run.teacher is None else run.teacher_spec
         self.title = f"{s.method} on {s.task}: {s.student} learns from {source}"
         self.say(self.title, "bold")
         self.budget = training.budget
         steps = f"{s.budget}, steps" if training.budget else f"{training.steps} steps"
-        size, device = f"{steps} of {training.batch} problems", training.student.device
+        size, device = f"{steps} of {training.batch} {self.said('problems')}", training.student.device
         self.say(f"{size}, {counted(learning)} parameters, {device}, folder {run.folder}")
         if run.resumed:
             self.say(f"continuing after step {training.step}")
@@ -85,12 +88,14 @@ class Progress:
         for name in ("greedy", "sampled"):
             if name in before and name in after:
                 best = f", teacher {share(teacher, name)}" if name in teacher else ""
-                self.say(f"accuracy, {name}: {share(before, name)} -> {share(after, name)}{best}", "bold")
+                what = self.said("accuracy")
+                self.say(f"{what}, {name}: {share(before, name)} -> {share(after, name)}{best}", "bold")
             if (key := f"{name}.return") in before and key in after:
                 best = f", teacher {earned(teacher, name)}" if key in teacher else ""
                 self.say(f"return, {name}: {earned(before, name)} -> {earned(after, name)}{best}", "bold")
         if "reverse_kl" in before and "reverse_kl" in after:
-            self.say(f"reverse KL: {before['reverse_kl']:.4g} -> {after['reverse_kl']:.4g} nats per token", "bold")
+            unit = self.said("nats per token")
+            self.say(f"reverse KL: {before['reverse_kl']:.4g} -> {after['reverse_kl']:.4g} {unit}", "bold")
         for what, times in summary["student_after"]["grader_errors"].items():
             self.warn(f"the grader failed {times} times in the last examination: {what}")
         self.say(f"the student is in {self.folder / 'model'}; its page: opd report {self.folder}")
@@ -98,15 +103,18 @@ class Progress:
     # -- words --------------------------------------------------------------------------------------------------------
 
     def watch_for_trouble(self, metrics: dict[str, Any]) -> None:
-        """Each warning is given once in a run."""
-        if metrics.get("truncated", 0.0) > 0.5:
+        """Each warning is given once in a run; that an environment ends an episode at its time limit is no trouble."""
+        if metrics.get("truncated", 0.0) > 0.5 and not acts(self.task):
             share = f"{metrics['truncated']:.0%} of the answers of step {self.step} are cut off"
             self.warn(f"{share}; consider a larger --max-new", key="truncated")
         if metrics.get("refused"):
             what = f"step {self.step}: an update without a finite gradient was not taken, see nonfinite/"
             self.warn(what, key="refused")
         if metrics.get("kept") == 0.0:
-            self.warn(f"step {self.step}: no token was left to learn from", key="kept")
+            self.warn(self.said(f"step {self.step}: no token was left to learn from"), key="kept")
+
+    def said(self, text: str) -> str:
+        return said(text, self.task)
 
     def warn(self, text: str, key: str = "") -> None:
         if (key or text) not in self.warned:
@@ -194,15 +202,15 @@ class Lines(Progress):
 
     def phase(self, name: str, done: int, total: int) -> None:
         if name != self.phase_now[0]:
-            self.say(f"{name}: {total} problems")
+            self.say(f"{name}: {total} {self.said('problems')}")
         super().phase(name, done, total)
 
     def stepped(self, metrics: dict[str, Any]) -> None:
         super().stepped(metrics)
         every = max(1, math.ceil(self.steps / LINES))
         if self.step % every == 0 or self.step in (1, self.steps):
-            words = "  ".join(self.numbers())
-            self.say(f"step {self.step}/{self.steps}  {words}  tokens/s: {self.rates()}  left {self.left()}")
+            words, rates = "  ".join(self.numbers()), f"{self.said('tokens/s')}: {self.rates()}"
+            self.say(f"step {self.step}/{self.steps}  {words}  {rates}  left {self.left()}")
 
     def examined(self, metrics: dict[str, Any]) -> None:
         super().examined(metrics)
@@ -239,8 +247,8 @@ class LivePanel(Progress):
             grid.add_row(name, self.bar(done, total, f"{done}/{total}"))
         if self.metrics:
             grid.add_row("loss", Text(f"{self.metrics['loss']:.4g}  ").append(spark(self.losses), "cyan"))
-            grid.add_row("answers", "  ".join(self.numbers()[1:]))
-            grid.add_row("tokens/s", self.rates())
+            grid.add_row(self.said("answers"), "  ".join(self.numbers()[1:]))
+            grid.add_row(self.said("tokens/s"), self.rates())
         if self.exam:
             grid.add_row("held out", Text("  ".join(exam_words(self.exam)), "bold"))
         if self.first_exam and self.first_exam is not self.exam:

@@ -70,8 +70,10 @@ def examined(settings: Settings, answers: int) -> list[Finding]:
 
 def as_json(settings: Settings, found: Sequence[Finding], seconds: float) -> str:
     """One line with everything, the same words as in run.toml for who and what."""
+    from opd.cast import student_spec
+
     verdicts = [one.verdict for one in found]
-    about = settings.model_dump(include={"method", "student", "teacher", "task"})
+    about = settings.model_dump(include={"method", "teacher", "task"}) | {"student": student_spec(settings)}
     worst = next((verdict for verdict in ("fail", "warn") if verdict in verdicts), "pass")
     plain = [asdict(one) | {"numbers": {k: finite(v) for k, v in one.numbers.items()}} for one in found]
     return json.dumps({**about, "verdict": worst, "seconds": round(seconds, 2), "findings": plain})
@@ -87,8 +89,10 @@ def show(settings: Settings, found: Sequence[Finding], seconds: float) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from opd.cast import student_spec
+
     console = Console(highlight=False)
-    console.print(Text(f"{settings.method} on {settings.task}, student {settings.student}"), soft_wrap=True)
+    console.print(Text(f"{settings.method} on {settings.task}, student {student_spec(settings)}"), soft_wrap=True)
     console.print(table(found))
     counts = Counter(one.verdict for one in found)
     console.print(f"{counts['pass']} pass, {counts['warn']} warn, {counts['fail']} fail ({seconds:.1f} s)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
@@ -13,6 +13,7 @@ from opd.cli import options
 from opd.cli.display import flat, share
 from opd.errors import SettingError
 from opd.settings import Settings, checked
+from opd.words import said
 
 if TYPE_CHECKING:
     from opd.evaluate import Draws, Evaluation
@@ -28,7 +29,7 @@ class Exam(BaseModel, allow_inf_nan=False):
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus of the sampled answers")
     max_new: int = Field(256, ge=1, description="tokens of an answer at most")
     seed: int = Field(0, ge=0, description="of the sampled answers")
-    teacher: str = Field("", description="a model folder or hub name; measures the reverse KL to it")
+    teacher: str = Field("", description="a model folder or hub name, or an expert; measures the reverse KL to it")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field("auto", description="of the model")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...")
     trust_remote_code: bool = Field(False, description="allow code from a model folder to run")
@@ -76,7 +77,7 @@ def examined(model: str, exam: Exam) -> Evaluation:
         from opd import players
 
         student = players.student(model, settings, world)
-        teacher = players.teacher(exam.teacher, settings, world) if exam.teacher else None
+        teacher = cast.acting(exam.teacher, settings, student, world) if exam.teacher else None
     else:
         student = cast.open_model(model, settings, settings.dtype, settings.device)
         teacher = cast.teacher(exam.teacher, settings, student) if exam.teacher else None
@@ -90,26 +91,27 @@ def examined(model: str, exam: Exam) -> Evaluation:
 def progress(done: int, total: int) -> None:
     """One line on a terminal's stderr that is written over, and nothing anywhere else."""
     if sys.stderr.isatty():
-        print(f"\r{done}/{total} problems", end="" if done < total else "\r\033[K", file=sys.stderr, flush=True)
+        print(f"\r{done}/{total}", end="" if done < total else "\r\033[K", file=sys.stderr, flush=True)
 
 
 def lines(model: str, found: Evaluation) -> list[str]:
     """The findings in words."""
-    words = [f"{model} on {found.task}: {found.problems} problems"]
+    told = lambda text: said(text, found.task)
+    words = [f"{model} on {found.task}: {found.problems} {told('problems')}"]
     plain = flat(found.to_json())
     sampled = f"sampled at temperature {found.temperature:g}, top-p {found.top_p:g}, seed {found.seed}"
     for name, draws, how in (("greedy", found.greedy, "greedy"), ("sampled", found.sampled, sampled)):
         if draws:
             accuracy = share(plain, name) if name in plain else "nothing could be graded"
-            words += ["", how, *(f"  {head:<12}{text}" for head, text in draws_words(draws, accuracy))]
+            words += ["", how, *(f"  {told(head):<12}{told(text)}" for head, text in draws_words(draws, accuracy))]
     if kl := found.kl:
         error = "" if kl.per_token_error is None else f" ± {kl.per_token_error:.2g}"
-        words += ["", f"reverse KL to the teacher  {kl.per_token:.4g}{error} nats per token ({kl.estimator})"]
+        words += ["", f"reverse KL to the teacher  {kl.per_token:.4g}{error} {told('nats per token')} ({kl.estimator})"]
     words += [f"the grader failed {n} times: {what}" for what, n in found.grader_errors.items()]
     return words
 
 
-def draws_words(draws: Draws, accuracy: str) -> list[tuple[str, Any]]:
+def draws_words(draws: Draws, accuracy: str) -> list[tuple[str, str]]:
     words = [("accuracy" if draws.samples == 1 else f"avg@{draws.samples}", accuracy)]
     words += [(f"pass@{k}", f"{value:.1%}") for k, value in draws.pass_at.items() if k > 1]
     ungraded = draws.grade is not None and abs(draws.grade - (draws.accuracy.value if draws.accuracy else 0)) > 1e-9

@@ -65,7 +65,7 @@ def concluded(contest: Contest, field: Field, tried: list[Tried], aside: int) ->
 
 def differences(contest: Contest, field: Field) -> list[Difference]:
     """Every other method against the baseline."""
-    measures: tuple[Measure, ...] = ("sampled", "greedy", "reverse_kl")
+    measures: tuple[Measure, ...] = ("sampled", "greedy", "return", "reverse_kl")
     reference = contest.reference.label
     found = [field.difference(e, reference, m) for e in field.labels if e != reference for m in measures]
     return [one for one in found if one]

@@ -11,6 +11,7 @@ from opd.budget import cost
 from opd.compare.outcome import Exams, Field, Ran
 from opd.compare.plan import Contest
 from opd.compare.verdicts import CONTROLS
+from opd.words import said
 
 POINTS = 120  # of a line at most; more steps are drawn as means over equal pieces
 TONES = 8  # colours that the page has
@@ -19,6 +20,7 @@ DASH = [6, 4]  # controls are dashed
 EXAMS = (  # title, unit, metric, the key of the teacher's level
     ("Sampled accuracy, held out", "share", "eval.sampled", "sampled"),
     ("Greedy accuracy, held out", "share", "eval.greedy", "greedy"),
+    ("Sampled return, held out", "", "eval.sampled.return", ""),
     ("Reverse KL, held out", "nats per token", "eval.reverse_kl", ""),
 )
 BATCHES = (
@@ -65,8 +67,8 @@ def _figure(contest: Contest, field: Field, title: str, how: str, name: str, uni
     along = {"steps": "step", "teacher_tokens": "teacher tokens"}.get(unit, unit)
     ends = [f"{line['label']} {curve[-1][1]:.3g}" for line, curve in curves if line["role"] == "method"]
     return {
-        "title": title,
-        "unit": how,
+        "title": said(title, field.task),
+        "unit": said(how, field.task),
         "x": x,
         "lines": lines,
         "along": along,

@@ -23,7 +23,7 @@ from opd.rollout import Array
 
 Exam = dict[str, Any]  # an examination as Evaluation.to_json writes it
 Exams = dict[int, Exam]  # by seed
-Measure = Literal["sampled", "greedy", "reverse_kl"]
+Measure = Literal["sampled", "greedy", "return", "reverse_kl"]
 
 GRADED: tuple[Measure, ...] = ("sampled", "greedy")
 COSTS = ("steps", "seconds", "tokens", "teacher_tokens")
@@ -114,8 +114,12 @@ class Field:
 
     @property
     def measure(self) -> Measure:
-        """What verdicts are about: sampled accuracy, or the reverse KL where the task grades nothing."""
-        return "sampled" if self.problems else "reverse_kl"
+        """What verdicts are about: sampled accuracy; where the task grades nothing, the return or the reverse KL."""
+        return "sampled" if self.problems else "return" if returns(self.before()) else "reverse_kl"
+
+    @property
+    def task(self) -> str:
+        return self.runs[0].trial.settings.task if self.runs else ""
 
     @cached_property
     def has_marks(self) -> bool:
@@ -151,6 +155,8 @@ class Field:
         seeds = sorted(exams)
         if self.problems and all(self._has_graded(exam) for exam in exams.values()):
             numbers |= {kind: share(self.grades(exams, kind, seeds)) for kind in GRADED}
+        if earned := returns(exams):
+            numbers["return"] = over_seeds([earned[seed] for seed in seeds])
         if all(exam["kl"] for exam in exams.values()):
             numbers["reverse_kl"] = divergence([exams[seed]["kl"] for seed in seeds])
         numbers["length"] = over_seeds([exams[seed]["sampled"]["length"] for seed in seeds])
@@ -178,10 +184,22 @@ class Field:
                 return None
             gaps = [ours[seed]["kl"]["per_token"] - theirs[seed]["kl"]["per_token"] for seed in seeds]
             return Difference(label, other, measure, over_seeds(gaps), len(seeds), 0)
+        if measure == "return":
+            earned, other_earned = returns(ours), returns(theirs)
+            if not earned or not other_earned:
+                return None
+            gaps = [earned[seed] - other_earned[seed] for seed in seeds]
+            return Difference(label, other, measure, over_seeds(gaps), len(seeds), 0)
         if not self.problems:
             return None
         gaps = self.grades(ours, measure, seeds) - self.grades(theirs, measure, seeds)
         return Difference(label, other, measure, crossed(gaps), len(seeds), len(self.problems))
+
+
+def returns(exams: Exams) -> dict[int, float]:
+    """The mean return of sampled episodes by seed; nothing where an examination knows of none."""
+    found = {seed: exam["sampled"].get("returned") for seed, exam in exams.items()}
+    return {seed: share["value"] for seed, share in found.items() if share} if all(found.values()) else {}
 
 
 def share(grades: Array) -> Interval:

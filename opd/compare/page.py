@@ -16,6 +16,7 @@ from opd.report import filled
 from opd.report.choices import Choice, described
 from opd.report.result import worded as written
 from opd.settings import Settings
+from opd.words import said
 
 SCRIPTS = ("vendor/uplot/uPlot.iife.min.js", "curves.js")
 APART = {"method", "parameters", "seed", "out", "lr", "drafts", "logger", "eval_on", "tuning_problems"}
@@ -38,6 +39,8 @@ def render(comparison: Comparison) -> str:
         SCRIPTS,
         _resource("comparison.css"),
         comparison=comparison,
+        said=lambda text: said(text, comparison.field.task),
+        has_returns=any("return" in line.numbers for line in comparison.lines),
         contest=contest,
         task=contest.settings(contest.entrants[0]).task,
         budget=budget(contest.settings(contest.entrants[0])),
@@ -49,7 +52,7 @@ def render(comparison: Comparison) -> str:
         headline=headline(comparison)[0],
         beside=headline(comparison)[1],
         curves=found,
-        along=unit_of(contest).replace("_", " "),
+        along=said(unit_of(contest).replace("_", " "), comparison.field.task),
         shared=shared(comparison),
         methods=[(entrant, described(entrant.method)) for entrant in contest.entrants],
         runs=[(run, link(run, comparison)) for run in comparison.field.runs],
@@ -100,7 +103,7 @@ def _detail(comparison: Comparison, line: Line) -> str:
 def budget(settings: Settings) -> str:
     """'20,000 teacher tokens'."""
     unit, _, amount = (settings.budget or f"steps={settings.steps}").partition("=")
-    return f"{float(amount):,.10g} {unit.replace('_', ' ')}"
+    return f"{float(amount):,.10g} {said(unit.replace('_', ' '), settings.task)}"
 
 
 def shared(comparison: Comparison) -> list[Choice]:

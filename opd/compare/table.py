@@ -10,11 +10,13 @@ from rich.table import Table
 from opd.compare.bootstrap import Interval
 from opd.compare.comparison import Comparison
 from opd.compare.verdicts import worded
+from opd.words import said
 
 WIDTH = 150  # of the table where no terminal says how wide it is
 COLUMNS = {  # number -> heading, factor, digits
     "sampled": ("sampled %", 100.0, 1),
     "greedy": ("greedy %", 100.0, 1),
+    "return": ("return", 1.0, 2),
     "reverse_kl": ("reverse KL", 1.0, 3),
     "length": ("length", 1.0, 1),
     "entropy": ("entropy", 1.0, 3),
@@ -23,7 +25,7 @@ COLUMNS = {  # number -> heading, factor, digits
     "tokens": ("tokens", 1.0, 0),
     "teacher_tokens": ("teacher tokens", 1.0, 0),
 }
-RANGES = ("sampled", "greedy", "reverse_kl")  # whose intervals are shown
+RANGES = ("sampled", "greedy", "return", "reverse_kl")  # whose intervals are shown
 
 
 def show(comparison: Comparison) -> None:
@@ -43,15 +45,17 @@ def show(comparison: Comparison) -> None:
 
 
 def results(comparison: Comparison) -> Table:
-    title = f"{len(comparison.field.problems)} held-out problems, 95 % intervals"
+    tell = lambda text: said(text, comparison.field.task)
+    columns = [name for name in COLUMNS if name != "return" or any(name in line.numbers for line in comparison.lines)]
+    title = tell(f"{len(comparison.field.problems)} held-out problems, 95 % intervals")
     table = Table(title=title if comparison.field.problems else "95 % intervals", title_justify="left")
     table.add_column("", overflow="fold")
-    for heading in ("lr", "seeds", *(heading for heading, _, _ in COLUMNS.values())):
+    for heading in ("lr", "seeds", *(tell(COLUMNS[name][0]) for name in columns)):
         table.add_column(heading, justify="right")
     for line in comparison.lines:
         seeds = str(len(line.seeds)) if line.role == "method" else ""
         lr = "" if line.lr is None else f"{line.lr:g}"
-        table.add_row(line.label, lr, seeds, *(number(line.numbers.get(name), name) for name in COLUMNS))
+        table.add_row(line.label, lr, seeds, *(number(line.numbers.get(name), name) for name in columns))
     return table
 
 
@@ -68,9 +72,8 @@ def number(interval: Interval | None, name: str) -> str:
 
 
 def tried(comparison: Comparison) -> Table:
-    table = Table(
-        title=f"Learning rates, chosen on {comparison.aside} problems that nothing above is about", title_justify="left"
-    )
+    title = f"Learning rates, chosen on {comparison.aside} problems that nothing above is about"
+    table = Table(title=said(title, comparison.field.task), title_justify="left")
     for name, justify in (("", "left"), ("lr", "right"), ("sampled %", "right"), ("reverse KL", "right"), ("", "left")):
         table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
     for one in comparison.tried:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from opd.compare.outcome import Difference, Field
 from opd.compare.plan import Contest, Entrant
+from opd.words import said
 
 CONTROLS = ("constant_negative", "shuffled")  # a method that does not beat them has shown nothing
 
@@ -46,7 +47,7 @@ def against_before(field: Field, label: str) -> str:
 
 
 def is_better(gap: Difference) -> bool:
-    """More right answers, or less divergence, by more than the interval leaves open."""
+    """More right answers, more return, or less divergence, by more than the interval leaves open."""
     return gap.interval.is_below if gap.measure == "reverse_kl" else gap.interval.is_above
 
 
@@ -54,7 +55,9 @@ def worded(gap: Difference, field: Field) -> str:
     """A difference with its interval: +3.1 points of sampled accuracy (95 % interval +1.0 to +5.2)."""
     if gap.measure == "reverse_kl":
         return f"{numbers(gap, 1, 3)} nats of reverse KL{interval(gap, 1, 3)}"
-    what = "grade" if field.has_marks else "accuracy"
+    if gap.measure == "return":
+        return f"{numbers(gap, 1, 2)} of return{interval(gap, 1, 2)}"
+    what = "grade" if field.has_marks else said("accuracy", field.task)
     return f"{numbers(gap, 100, 1)} points of {gap.measure} {what}{interval(gap, 100, 1)}"
 
 
@@ -77,11 +80,12 @@ def notes(contest: Contest, field: Field) -> list[str]:
     """What a reader must know before believing the table."""
     found = list[str]()
     if contest.seeds == 1:
-        found.append("One seed: intervals are over problems only, and another seed can move every number further.")
+        only = said("One seed: intervals are over problems only", field.task)
+        found.append(f"{only}, and another seed can move every number further.")
     elif field.problems:
         found.append(
-            f"Intervals resample {contest.seeds} seeds and {len(field.problems)} problems, paired where methods are "
-            "compared; those of the reverse KL, length and entropy are Student's over seeds."
+            f"Intervals resample {contest.seeds} seeds and {len(field.problems)} {said('problems', field.task)}, "
+            "paired where methods are compared; those of other numbers are Student's over seeds."
         )
     if not contest.rates:
         rate = next((run.trial.lr for run in field.runs), None)

@@ -21,11 +21,12 @@ def demands(case: Case) -> Iterator[Finding]:
 def in_order(case: Case) -> dict[str, str]:
     """What is said where a check has something to look at and finds nothing wrong."""
     method, task = case.method, case.task
+    room = ", all fit the context" if case.speaks else ""
     asked = sorted({need for ask in method.teach for need in ask.want.needs})
     return {
         "capabilities": f"the method asks for {', '.join(asked) or 'no answer'}, and gets it",
         "support": f"K = {method.support} of {case.student.vocab} tokens" if method.support else "",
         "layers": "both models have them" if method.layers else "",
-        "prompts": f"{len(task.train)} to learn from, {len(task.held_out)} held out, all fit the context",
+        "prompts": f"{len(task.train)} to learn from, {len(task.held_out)} held out{room}",
         "views": "every problem has what the teacher is shown" if case.shown_more else "",
     }

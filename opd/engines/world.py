@@ -57,6 +57,20 @@ class World:
         """The name without module and version."""
         return self.name.rpartition("/")[2].partition("-v")[0]
 
+    @property
+    def limit(self) -> int | None:
+        """Decisions after which the environment cuts an episode off."""
+        return self.seats[0].spec.max_episode_steps
+
+    def graded(self, total: float, ended: bool) -> float:
+        """1 for a success, 0 for none, nan where nobody knows; an episode that is cut off has not paid its whole price.
+
+        So where a success may have a negative return, only an episode that the environment ended can be one.
+        """
+        if self.success is None:
+            return float("nan")
+        return float(total >= self.success and (ended or self.success >= 0))
+
     def called(self, action: int) -> str:
         """An action as a person should see it."""
         names = NAMES.get(self.kind, ())
@@ -155,7 +169,6 @@ def _piece(world: World, shown: Array, columns: dict[str, Array], n: int, ended:
     if world.states:
         known["state"] = shown[:n].astype(np.int64)
     total = float(known["earned"].sum())
-    reward = float("nan") if world.success is None else float(total >= world.success)
     return Piece(
         tokens=known.pop("token").astype(np.int32),
         behaviour=known.pop("behaviour"),
@@ -164,5 +177,5 @@ def _piece(world: World, shown: Array, columns: dict[str, Array], n: int, ended:
         author=known.pop("author", None),
         inputs=shown[: n + 1],
         columns=known,
-        tags={"reward": reward, "return": total},
+        tags={"reward": world.graded(total, ended), "return": total},
     )

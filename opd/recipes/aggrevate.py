@@ -21,14 +21,17 @@ from opd.rounds import Aggregate
 from opd.sample import OneTurn
 
 
-def aggrevate(*, replay: int = 0, n: int = 1, temperature: float = 1.0, mean: str = "token_mean") -> Method:
+def aggrevate(
+    *, replay: int = 0, memory: int = 4096, n: int = 1, temperature: float = 1.0, mean: str = "token_mean"
+) -> Method:
     """
     replay: episodes of earlier batches per fresh one
+    memory: episodes of earlier batches that are kept, the oldest go first
     n: episodes per problem
     temperature: at which the student acts
     mean: token_mean, sequence_mean or sequence_sum
     """
-    rounds = Aggregate(OneTurn(n, Sampling(temperature=temperature)), replay)
+    rounds = Aggregate(OneTurn(n, Sampling(temperature=temperature)), replay, memory)
     return Method(
         sample=rounds,
         teach=(Ask("teacher", "teacher", Want(values=True)),),

@@ -21,14 +21,17 @@ from opd.rounds import Aggregate
 from opd.sample import OneTurn
 
 
-def policy_distillation(*, tau: float = 0.01, replay: int = 3, n: int = 1, mean: str = "token_mean") -> Method:
+def policy_distillation(
+    *, tau: float = 0.01, replay: int = 3, memory: int = 4096, n: int = 1, mean: str = "token_mean"
+) -> Method:
     """
     tau: temperature of the teacher's values
     replay: episodes of earlier batches per fresh one
+    memory: episodes of earlier batches that are kept, the oldest go first
     n: episodes per problem
     mean: token_mean, sequence_mean or sequence_sum
     """
-    rounds = Aggregate(OneTurn(n, Sampling(), writer="teacher"), replay)
+    rounds = Aggregate(OneTurn(n, Sampling(), writer="teacher"), replay, memory)
     return Method(
         sample=rounds,
         teach=(Ask("teacher", "teacher", Want(values=True)),),

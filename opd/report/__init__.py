@@ -2,6 +2,7 @@
 
     reading    the run folder, with gaps where a run has written nothing
     result     before, after, baselines, teacher, and what may be concluded
+    acting     the student in its environment, in pictures
     marks      what the student wrote, marked by the teacher
     figures    curves, and where the time went
     inside     what was measured in passing, with what is healthy
@@ -17,7 +18,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -28,8 +30,9 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from opd.checkpoint import write_text
-from opd.report import choices, figures, inside, marks, result
+from opd.report import acting, choices, figures, inside, marks, result
 from opd.report.reading import Folder, labelled, read
+from opd.words import replacements, said
 
 SCRIPTS = ("vendor/uplot/uPlot.iife.min.js", "curves.js", "drafts.js")
 STYLES = ("vendor/uplot/uPlot.min.css", "style.css")
@@ -46,28 +49,40 @@ def write(folder: Path, baselines: Sequence[Path] = ()) -> Path:
 def render(run: Folder, others: Sequence[Folder] = ()) -> str:
     """The page as text."""
     found, drawn = result.rows(run, others), marks.marks(run)
+    tell = lambda text: said(text, run.task)
     curves = {
-        "exams": figures.examinations(run, others),
-        "batches": figures.training(run),
-        "further": figures.further(run),
-        "inside": inside.curves(run),
+        "exams": told(figures.examinations(run, others), tell),
+        "batches": told(figures.training(run), tell),
+        "further": told(figures.further(run), tell),
+        "inside": told(inside.curves(run), tell),
     }
     return filled(
         _resource("page.html"),
-        {"marks": drawn.data if drawn else None, "figures": curves},
+        {"marks": drawn.data if drawn else None, "figures": curves, "said": replacements(run.task)},
         SCRIPTS,
         run=run,
         rows=found,
+        measured=result.measured(found),
         headline=result.headline(found),
         sentences=result.sentences(found),
         unlike=result.unlike(run, others),
         marks=drawn,
+        acting=acting.acting(run),
+        said=tell,
         curves=curves,
         bars=inside.bars(run),
         times=figures.times([run, *others]),
         choices=choices.choices(run),
         notes=_notes(run.notes),
     )
+
+
+def told(found: Sequence[figures.Figure], tell: Callable[[str], str]) -> list[figures.Figure]:
+    """Figures in the words of the task; a figure that is called by a metric's name keeps it."""
+    return [
+        replace(each, title=tell(each.title), unit=tell(each.unit), spoken=tell(each.spoken), about=tell(each.about))
+        for each in found
+    ]
 
 
 def filled(html: str, data: Any, scripts: Sequence[str], style: str = "", **values: Any) -> str:
@@ -100,7 +115,12 @@ def _resource(name: str) -> str:
 
 def _environment() -> Environment:
     found = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    found.filters |= {"percent": result.percent, "duration": result.duration, "worded": result.worded}
+    found.filters |= {
+        "percent": result.percent,
+        "duration": result.duration,
+        "rounded": result.rounded,
+        "worded": result.worded,
+    }
     return found
 
 

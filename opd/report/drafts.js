@@ -2,7 +2,7 @@
 // Every text becomes a text node, so that whatever a model wrote stays text.
 (() => {
   "use strict";
-  const DATA = JSON.parse(document.getElementById("data").textContent).marks;
+  const { marks: DATA, said: NAMES } = JSON.parse(document.getElementById("data").textContent);
   if (!DATA) return;
   const PAGE = 8, WORST = 8, STRONG = 0.5, EDGES = [0.05, 0.2, 0.5, 1, 2, 4];
   const WORD = 0, STUDENT = 1, TEACHER = 2, OBJECTION = 3, TOP = 4, OWN = 5; // places in a token, see marks.py
@@ -17,6 +17,10 @@
     element.append(...content);
     return element;
   }
+
+  /** One of our own texts as it fits the task: a policy writes no drafts, see words.py. */
+  const said = (text) => text.replace(/[A-Za-z]+/g, (word) => (NAMES[word.toLowerCase()] ? like(word, NAMES[word.toLowerCase()]) : word));
+  const like = (before, word) => (/^[A-Z]/.test(before) ? word[0].toUpperCase() + word.slice(1) : word);
 
   // ---- words
 
@@ -74,19 +78,19 @@
     const right = isRight(side);
     if (right === null) return make("span", "", "not graded");
     if (!right && side.reward > 0) return make("span", "grade", `grade ${side.reward}`);
-    return make("span", right ? "grade is-right" : "grade", right ? "right" : "wrong");
+    return make("span", right ? "grade is-right" : "grade", said(right ? "right" : "wrong"));
   }
 
   function drawSide(problem, side, at) {
-    if (!side) return make("div", "side", make("h4", "", title(at)), make("p", "nothing", "Nothing was written."));
+    if (!side) return make("div", "side", make("h4", "", title(at)), make("p", "nothing", said("Nothing was written.")));
     const mean = side.tokens.reduce((sum, token) => sum + nats(token), 0) / side.tokens.length;
     const cut = side.end === "length" ? [make("span", "", "cut off")] : [];
     const text = make("div", "text", ...side.tokens.flatMap(word));
     text.dataset.problem = problem.number;
     text.dataset.side = at;
     text.setAttribute("role", "group");
-    text.setAttribute("aria-label", `${title(at)}. Arrow keys walk from word to word.`);
-    return make("div", "side", make("h4", "", make("span", "", title(at)), grade(side), ...cut, make("span", "", `${number(mean)} nats per token`)), text);
+    text.setAttribute("aria-label", `${title(at)}. ${said("Arrow keys walk from word to word.")}`);
+    return make("div", "side", make("h4", "", make("span", "", title(at)), grade(side), ...cut, make("span", "", `${number(mean)} ${said("nats per token")}`)), text);
   }
 
   function drawProblem(problem) {
@@ -115,8 +119,8 @@
   function draw() {
     hide();
     const kept = chosen(), shown = kept.slice(0, room);
-    host.replaceChildren(...(kept.length ? shown.map(drawProblem) : [make("p", "nothing", "No draft fits.")]));
-    form.count.textContent = `${kept.length} of ${problems.length} drafts`;
+    host.replaceChildren(...(kept.length ? shown.map(drawProblem) : [make("p", "nothing", said("No draft fits."))]));
+    form.count.textContent = `${kept.length} of ${problems.length} ${said("drafts")}`;
     more.hidden = shown.length === kept.length;
     more.textContent = `Show all ${kept.length}`;
   }
@@ -128,7 +132,7 @@
       const all = problems.flatMap((problem) => (problem.sides[at]?.tokens ?? []).map((token, place) => ({ problem, at, place, token })));
       const worst = all.filter((one) => nats(one.token) >= STRONG).sort((a, b) => nats(b.token) - nats(a.token)).slice(0, WORST);
       const items = worst.map((one) => make("li", "", worstItem(one)));
-      const heads = make("div", "heads", ...["written", "the teacher wanted", "nats"].map((name) => make("span", "", name)));
+      const heads = make("div", "heads", ...["written", "the teacher wanted", "nats"].map((name) => make("span", "", said(name))));
       const list = items.length ? [heads, make("ol", "", ...items)] : [make("p", "quiet", "The teacher objected to nothing.")];
       return make("div", "", make("h3", "", `Most objected to, ${title(at)[0].toLowerCase()}${title(at).slice(1)}`), ...list);
     });
@@ -181,7 +185,7 @@
     }
     const named = rows.some((row) => row.classList.contains("is-written"));
     const p = logprob === null ? 0 : Math.exp(logprob);
-    const rest = named ? [] : [make("div", "rest", "what was written: ", percent(p))];
+    const rest = named ? [] : [make("div", "rest", said("what was written: "), percent(p))];
     return make("div", `of-${who}`, make("h5", "", heading), ...rows, ...rest);
   }
 
@@ -189,8 +193,8 @@
     const unit = DATA.measure === "kl" ? "nats of reverse KL" : "nats of log-ratio";
     const head = make("div", "head", make("b", "", visible(written(token))), make("span", "", `${number(nats(token))} ${unit}`));
     if (token[TOP]) {
-      const teacher = options("teacher", "Teacher would write", token[TOP], token, token[TEACHER]);
-      const student = options("student", "Student would write", token[OWN], token, token[STUDENT]);
+      const teacher = options("teacher", said("Teacher would write"), token[TOP], token, token[TEACHER]);
+      const student = options("student", said("Student would write"), token[OWN], token, token[STUDENT]);
       tip.replaceChildren(head, make("div", "lists", teacher, student));
     } else {
       const [p, q] = [token[TEACHER], token[STUDENT]].map((logprob) => percent(logprob === null ? 0 : Math.exp(logprob)));

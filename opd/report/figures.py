@@ -80,9 +80,11 @@ class Figure:
 
 
 def examinations(run: Folder, baselines: Sequence[Folder]) -> list[Figure]:
-    """Held-out accuracy and reverse KL over the steps, beside the baselines and the teacher."""
+    """Held-out accuracy, return and reverse KL over the steps, beside the baselines and the teacher."""
     figures = [
-        _examined(f"{kind.capitalize()} accuracy, held out", "share", f"eval.{kind}", run, baselines) for kind in KINDS
+        _examined(f"{kind.capitalize()} {what}, held out", unit, f"eval.{kind}{end}", run, baselines)
+        for what, unit, end in (("accuracy", "share", ""), ("return", "", ".return"))
+        for kind in KINDS
     ]
     figures.append(_examined("Reverse KL, held out", "nats per token", "eval.reverse_kl", run, baselines))
     return [figure for figure in figures if figure]
@@ -114,8 +116,12 @@ def _edge(line: Table, name: str, sign: int) -> float | None:
 
 
 def _teacher_level(run: Folder, name: str) -> float | None:
-    kind = next((kind for kind in KINDS if name == f"eval.{kind}"), None)
-    share = from_json(run.teacher).shares[kind] if run.teacher and kind else None
+    if not run.teacher:
+        return None
+    exam = from_json(run.teacher)
+    levels = {f"eval.{kind}": exam.shares[kind] for kind in KINDS}
+    levels |= {f"eval.{kind}.return": exam.returns[kind] for kind in KINDS}
+    share = levels.get(name)
     return share.value if share else None
 
 

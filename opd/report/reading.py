@@ -30,12 +30,17 @@ class Folder:
     teacher: Table | None
     summary: Table | None
     drafts: list[tuple[int, list[Table]]]  # (step, marked-up answers), in the order of the steps
+    films: list[tuple[int, Table]]  # (step, pictures of episodes), in the order of the steps
     notes: Table | str | None  # notes.json, or notes.md as text
     label: str = ""  # what the page calls it; see labelled
 
     @property
     def method(self) -> str:
         return str(self.settings.get("method") or "a method without a name")
+
+    @property
+    def task(self) -> str:
+        return str(self.settings.get("task") or "")
 
     @property
     def steps_done(self) -> int:
@@ -74,7 +79,8 @@ def read(path: Path) -> Folder:
         after=(summary or {}).get("student_after"),
         teacher=(summary or {}).get("teacher") or first.get("teacher"),
         summary=summary,
-        drafts=_drafts(path / "drafts"),
+        drafts=[(step, table["drafts"]) for step, table in _by_step(path / "drafts") if table.get("drafts")],
+        films=_by_step(path / "episodes"),
         notes=_notes(path),
     )
 
@@ -126,9 +132,9 @@ def _lines(file: Path) -> list[Table]:
     return [line for text in _text(file).splitlines() if isinstance(line := _parsed(text), dict)]
 
 
-def _drafts(folder: Path) -> list[tuple[int, list[Table]]]:
-    tables = [_table(file) or {} for file in sorted(folder.glob("step-*.json"))]
-    return [(int(table.get("step") or 0), table["drafts"]) for table in tables if table.get("drafts")]
+def _by_step(folder: Path) -> list[tuple[int, Table]]:
+    tables = [table for file in sorted(folder.glob("step-*.json")) if (table := _table(file))]
+    return [(int(table.get("step") or 0), table) for table in tables]
 
 
 def _notes(path: Path) -> Table | str | None:

@@ -15,12 +15,13 @@ from typing import Any, Literal
 from opd.report.reading import Folder, Table
 
 KINDS = ("sampled", "greedy")
+NAMES = {"sampled": "Sampled accuracy", "greedy": "Greedy accuracy", "return": "Sampled return", "kl": "Reverse KL"}
 COMPARED = ("task", "student", "teacher", "steps", "batch", "lr", "schedule", "max_new", "seed", "eval_problems")
 
 
 @dataclass(frozen=True)
 class Share:
-    """A proportion with its 95 % interval."""
+    """A proportion, or a mean return, with its 95 % interval."""
 
     value: float
     low: float
@@ -34,6 +35,7 @@ class Exam:
     shares: dict[str, Share | None]
     lengths: dict[str, float | None]
     truncated: dict[str, float | None]
+    returns: dict[str, Share | None]  # of episodes, where the student acts
     kl: float | None  # reverse KL on fresh held-out samples, nats per token
     kl_error: float | None
     problems: int | None = None
@@ -94,6 +96,7 @@ def from_json(plain: Table) -> Exam:
         shares=shares,
         lengths={kind: table.get("length") for kind, table in drawn.items()},
         truncated={kind: table.get("truncated") for kind, table in drawn.items()},
+        returns={kind: _share(table.get("returned")) for kind, table in drawn.items()},
         kl=kl.get("per_token"),
         kl_error=kl.get("per_token_error"),
         problems=plain.get("problems"),
@@ -112,6 +115,7 @@ def from_line(line: Table) -> Exam:
         shares={kind: share(kind) for kind in KINDS},
         lengths={kind: line.get(f"eval.{kind}.length") for kind in KINDS},
         truncated={kind: line.get(f"eval.{kind}.truncated") for kind in KINDS},
+        returns={kind: share(f"{kind}.return") for kind in KINDS},
         kl=line.get("eval.reverse_kl"),
         kl_error=line.get("eval.reverse_kl.error"),
     )
@@ -130,6 +134,39 @@ def _whole_grades(grades: dict[str, float], share: Share | None) -> dict[str, fl
     return grades if grades and abs(fmean(grades.values()) - share.value) < 1e-6 else {}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A column of shares or returns, drawn between `low` and `high`."""
+
+    title: str
+    cells: list[Share | None]
+    low: float
+    high: float
+    is_share: bool
+
+    def at(self, value: float) -> float:
+        """Where a value lies between the two, as a share of the width."""
+        return (value - self.low) / (self.high - self.low)
+
+
+def measured(found: Sequence[Row]) -> list[Measured]:
+    """What is known of at least one row; accuracies are shown even where nothing was graded, unless there are returns.
+
+    Returns of all columns are drawn on one scale.
+    """
+    returns = [share for row in found for share in row.exam.returns.values() if share]
+    low, high = min((s.low for s in returns), default=0.0), max((s.high for s in returns), default=1.0)
+    columns = list[Measured]()
+    for kind in KINDS:
+        shares = [row.exam.shares[kind] for row in found]
+        if any(shares) or not returns:
+            columns.append(Measured(f"{kind.capitalize()} accuracy", shares, 0.0, 1.0, True))
+        totals = [row.exam.returns[kind] for row in found]
+        if any(totals):
+            columns.append(Measured(f"{kind.capitalize()} return", totals, low, max(high, low + 1e-9), False))
+    return columns
+
+
 # ---- sentences
 
 
@@ -144,12 +181,16 @@ class Headline:
 
 
 def headline(found: Sequence[Row]) -> Headline | None:
-    """Sampled accuracy, else greedy accuracy, else reverse KL; None before the first examination."""
+    """Sampled accuracy, else greedy accuracy, else return, else reverse KL; None before the first examination.
+
+    Where episodes have a return, a success that did not move (never reached, or always) says less than that.
+    """
     row = {each.role: each for each in found}
-    for what in ("sampled", "greedy", "kl"):
+    has_returns = any(each.exam.returns["sampled"] for each in found)
+    for what in ("sampled", "greedy", "return", "kl"):
         start, end = (_number(row.get(role), what) for role in ("before", "run"))
-        if start or end:
-            name = {"sampled": "Sampled accuracy", "greedy": "Greedy accuracy", "kl": "Reverse KL"}[what]
+        if (start or end) and not (has_returns and what in KINDS and start == end):
+            name = NAMES[what]
             return Headline(name if end else f"{name} before training", start, end, _beside(found, what))
     return None
 
@@ -159,6 +200,9 @@ def _number(row: Row | None, what: str) -> str:
         return ""
     if what == "kl":
         return "" if row.exam.kl is None else f"{row.exam.kl:.2f}"
+    if what == "return":
+        total = row.exam.returns["sampled"]
+        return rounded(total.value) if total else ""
     share = row.exam.shares[what]
     return percent(share.value) if share else ""
 
@@ -213,6 +257,11 @@ def unlike(run: Folder, baselines: Sequence[Folder]) -> list[str]:
 
 def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
+
+
+def rounded(value: float) -> str:
+    """A return: four digits, and a true minus."""
+    return f"{value:.4g}".replace("-", "−")
 
 
 def signed(value: float) -> str:
