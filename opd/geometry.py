@@ -84,8 +84,11 @@ def unchanged(before: Tensor, after: Tensor) -> Tensor:
 
 
 def rotation(old: Parts, new: Parts, k: int) -> float:
-    """Mean principal angle (degrees) between the top-k singular subspaces, left and right together."""
-    k = min(k, len(old.s))
+    """Mean principal angle (degrees) between the top-k singular subspaces, left and right together.
+
+    At most half of the directions there are: all of them span everything, before and after.
+    """
+    k = min(k, max(1, len(old.s) // 2))
     pairs = ((old.u[:, :k], new.u[:, :k]), (old.v[:, :k], new.v[:, :k]))
     return fmean(float(angles(a, b).mean()) for a, b in pairs)
 
