@@ -33,7 +33,17 @@ def build(settings: Settings) -> Training:
     student, end = cast["student"], settings.end()
     method = masked(settings, method, student)
     check(settings, method, task, cast)
-    method = measured(method, cast)
+    training = assembled(settings, measured(method, cast), task, cast)
+    training.measure = Measures(Kinds(student), method.teach[0].into if method.teach else "")
+    training.budget = end
+    if end is not None:
+        training.rate = lambda step: settings.rate(step, end.share)
+    return training
+
+
+def assembled(settings: Settings, method: Method, task: Task, cast: Cast) -> Training:
+    """A training from parts that are there and fit: AdamW, the settings' steps and rate, and nothing measured."""
+    student = cast["student"]
     parameters = [{"params": list(student.parameters())}]
     own = [
         p for term in method.terms.values() if isinstance(term.loss, torch.nn.Module) for p in term.loss.parameters()
@@ -46,11 +56,9 @@ def build(settings: Settings) -> Training:
     )
     if settings.subspace_rank:
         optimizer = held(settings, method.updates, optimizer, student)
-    rate = settings.rate if end is None else lambda step: settings.rate(step, end.share)
     return Training(
-        student, cast, task, method, optimizer, rate, Source(task.train, settings.seed),
+        student, cast, task, method, optimizer, settings.rate, Source(task.train, settings.seed),
         settings.steps, settings.batch, settings.max_grad_norm, settings.micro_tokens, settings.chunk,
-        measure=Measures(Kinds(student), method.teach[0].into if method.teach else ""), budget=end,
     )  # fmt: skip
 
 

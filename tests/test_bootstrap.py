@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from opd.compare.bootstrap import Interval, crossed, over_seeds, quantile
+from opd.bootstrap import Interval, crossed, over_seeds, quantile
 
 
 def noise(*shape, seed=0):

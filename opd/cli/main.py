@@ -25,6 +25,7 @@ COMMANDS = {  # name -> where it lives, what it does
     "show": ("methods", "show", "a method: equation, slots, columns, model passes, parameters"),
     "check": ("methods", "check", "run a method's contract on a toy, within seconds"),
     "doctor": ("doctoring", "doctor", "find out what is wrong with a run before it is paid for"),
+    "probe": ("probing", "probe", "can the student be its teacher: do SFT, OPD or neither pay here"),
     "train": ("training", "train", "let a student learn"),
     "eval": ("examining", "eval_", "examine a model on a task's held-out problems"),
     "compare": ("comparing", "compare", "hold methods against one another: same start, problems, budget, examination"),

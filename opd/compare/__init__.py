@@ -3,7 +3,6 @@
 plan       methods, seeds and rates become trials, each the settings of one run
 pool       trials as processes side by side, each in a folder of its own
 outcome    what the run folders say, as tables of grades by seed and problem
-bootstrap  intervals over seeds and problems
 verdicts   what may be concluded, in sentences
 table      the same as a table of text
 page       the same as a page with curves

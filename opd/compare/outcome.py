@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from opd.compare.bootstrap import Interval, crossed, over_seeds
+from opd.bootstrap import Interval, crossed, over_seeds
 from opd.compare.plan import Trial
 from opd.evaluate import Z, wilson
 from opd.record import read_metrics

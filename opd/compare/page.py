@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from opd import cast as casting
-from opd.compare.bootstrap import Interval
+from opd.bootstrap import Interval
 from opd.compare.comparison import Comparison
 from opd.compare.curves import TONES, figures, unit_of
 from opd.compare.outcome import Difference, Line, Ran

@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from opd.compare.bootstrap import Interval
+from opd.bootstrap import Interval
 from opd.compare.comparison import Comparison
 from opd.compare.verdicts import worded
 from opd.words import said

@@ -1,4 +1,4 @@
-"""Intervals for means over seeds and problems, by resampling both: 95 %, and the same at every call.
+"""Intervals for numbers about seeds and problems, by resampling both: 95 %, and the same at every call.
 
 The same problems are met by every seed, so the two are drawn independently of one another (the crossed bootstrap of
 Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007). It counts noise that belongs to a single (seed,
@@ -11,7 +11,7 @@ Axes: S seeds, P problems, B draws.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -59,6 +59,20 @@ def _shares(rng: np.random.Generator, draws: int, n: int) -> Array:
     """[B, n] how often each of n is drawn when n are drawn with replacement, divided by n."""
     drawn = rng.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n) / n
+
+
+def resampled(statistic: Callable[[Array], float | None], p: int, seed: int = 0, draws: int = 2000) -> Interval:
+    """Any number about P problems: `statistic` is told which of them were drawn, [P] with repetitions.
+
+    A draw of which it knows nothing (None) is left out; where it knows nothing of all problems, the value is nan.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    value = statistic(np.arange(p))
+    drawn = [found for _ in range(draws) if (found := statistic(rng.integers(0, p, p))) is not None]
+    if value is None or not drawn:
+        return Interval(math.nan if value is None else value)
+    low, high = np.percentile(drawn, EDGES)
+    return Interval(value, float(low), float(high))
 
 
 def over_seeds(values: Sequence[float]) -> Interval:

@@ -1,0 +1,164 @@
+"""A probe from beginning to end: texts are written, a copy is fitted, scores are held against grades."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from opd.bootstrap import Interval, crossed, resampled
+from opd.errors import DataError, SettingError, TeacherError
+from opd.probe.alignment import Alignment, alignments
+from opd.probe.fit import Fit, Fitting, climb, held, ladder
+from opd.probe.notes import notes
+from opd.probe.plan import Parts, Plan
+from opd.probe.texts import Texts, read, written
+from opd.probe.verdict import Verdict, verdict
+from opd.protocols import Cast, Task
+from opd.rollout import Array, Visit
+from opd.settings import Settings
+
+Say = Callable[[str], None]
+NEEDS = frozenset({"text", "chosen"})
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was measured. Gaps are in nats per token, log q - log pi on the teacher's own held-out text."""
+
+    problems: dict[str, int]  # to learn from, to choose with, to measure on
+    samples: int  # answers of each writer to a measured problem
+    entropy: Interval  # of the teacher on its own text: the floor of -log pi, on average no model finds it likelier
+    gap_before: Interval  # of the student as it is
+    gap: Interval  # of the fitted copy
+    gap_learned: float  # the least gap that any fit had, at its end, on the text that it learned from
+    grades: dict[str, Interval]  # mean grade of student, fitted copy and teacher, sampled at temperature 1
+    lead: Interval  # teacher's mean grade minus the student's, problem by problem
+    shortfall: Interval  # teacher's mean grade minus the fitted copy's
+    cut: float  # the share of answers, of all three, that the limit of tokens ended
+    steps: int  # updates that every fit might make
+    fits: Sequence[Fit]
+    inside: bool  # the best rate has a worse one on either side
+    alignments: Sequence[Alignment]  # the first decides
+    verdict: Verdict
+    notes: Sequence[str] = ()
+
+
+def probe(settings: Settings, plan: Plan, cast: Cast, task: Task, say: Say = lambda line: None) -> Report:
+    """Measures a pair on a task; the method of the settings is `sft`, and the student is left as it was.
+
+    Raises a TeacherError for a teacher that cannot write or gives no log-probs, a DataError for too few problems or for
+    a task that does not grade these answers.
+    """
+    check(cast)
+    parts, student = Parts.of(plan, task), cast["student"]
+    before = [written(settings, cast, task, who, parts.test, plan.samples) for who in ("student", "teacher")]
+    own, untaught = (read(settings, cast, groups) for groups in before)
+    check_graded(task, own, untaught)
+    say(f"student and teacher wrote {plan.samples} answers to each of {len(parts.test)} held-out problems")
+    start = held(student)
+    try:
+        fitting, inside = fitted(settings, plan, cast, parts, task, say)
+        student.load_state_dict(fitting.weights)
+        theirs = read(settings, cast, untaught.groups)
+        copy = read(settings, cast, written(settings, cast, task, "student", parts.test, plan.samples))
+    finally:
+        student.load_state_dict(start)
+    say("the fitted copy wrote as many")
+    gap, shortfall, aligned = excess(theirs), difference(theirs, copy), alignments(own)
+    found = Report(
+        problems={"learned": len(parts.fit), "tuning": len(parts.tune), "measured": len(parts.test)},
+        samples=plan.samples,
+        entropy=per_token(theirs, -theirs.teacher),
+        gap_before=excess(untaught),
+        gap=gap,
+        gap_learned=min(fit.learned for fit in fitting.fits) - fitting.floor,
+        grades={"student": mean_grade(own), "fitted": mean_grade(copy), "teacher": mean_grade(theirs)},
+        lead=difference(theirs, own),
+        shortfall=shortfall,
+        cut=max(texts.cut for texts in (own, copy, theirs)),
+        steps=settings.steps,
+        fits=fitting.fits,
+        inside=inside,
+        alignments=aligned,
+        verdict=verdict(gap, shortfall, aligned[0], plan, len(parts.test)),
+    )
+    return replace(found, notes=tuple(notes(found, plan)))
+
+
+def check(cast: Cast) -> None:
+    """A teacher of its own that can write, and say how likely a token is."""
+    teacher = cast["teacher"]
+    if getattr(teacher, "student", None) is cast["student"]:
+        raise SettingError("a copy of the student is one by construction", expected="a --teacher with its own weights")
+    if missing := NEEDS - teacher.can:
+        raise TeacherError(
+            f"a probe needs a teacher that writes and gives log-probs; {teacher.name} can't",
+            got=f"no {' and no '.join(sorted(missing))}",
+            expected=sorted(NEEDS),
+            remedy="Use a local teacher",
+        )
+
+
+def check_graded(task: Task, *texts: Texts) -> None:
+    """Some problem is graded in all its answers, or there is no reward to speak of."""
+    if not any(bool(known(one).any()) for one in texts):
+        what = f"task {task.name} does not grade these answers, and a probe holds scores against grades"
+        raise DataError(what, remedy="Give every problem an answer, or name a grader= in --task")
+
+
+def fitted(
+    settings: Settings, plan: Plan, cast: Cast, parts: Parts, task: Task, say: Say
+) -> tuple[Fitting, bool]:  # fmt: skip
+    """The teacher's text is written once; every rate learns from the same."""
+    method = settings.build_method()
+    visits = [Visit(problem, 0, settings.seed) for problem in parts.fit]
+    starts = range(0, len(visits), settings.batch)
+    learned = [group for i in starts for group in method.sample(cast, visits[i : i + settings.batch], 0)]
+    tuning = written(settings, cast, task, "teacher", parts.tune, 1)
+    say(f"the teacher wrote {len(learned)} answers to learn from, {len(tuning)} to choose the rate with")
+    fitting = Fitting(settings, cast, method, parts.fit, learned[: len(parts.test)], tuning)
+
+    def one(rate: float) -> Fit:
+        fit = fitting.try_rate(rate)
+        say(f"lr {rate:.2g}: {fit.tuning:.3f} nats per token on the tuning text after {fit.best} of {fit.steps} updates")
+        return fit
+
+    if plan.rates:
+        return fitting, climb(plan.rates, one, len(plan.rates))
+    return fitting, climb(ladder(cast["student"]), one)
+
+
+# ---- numbers over problems
+
+
+def excess(texts: Texts) -> Interval:
+    """How much likelier the teacher finds its text than the student does: the forward KL per token, by sampling."""
+    return per_token(texts, texts.teacher - texts.student)
+
+
+def per_token(texts: Texts, each: Array) -> Interval:
+    """The mean over all tokens; problems are drawn anew with all their tokens."""
+    total, tokens = texts.sums(each).sum(1), texts.lengths.sum(1)
+    return resampled(lambda drawn: float(total[drawn].sum() / tokens[drawn].sum()), len(total))
+
+
+def known(*texts: Texts) -> Array:
+    """[P] bool: problems with a grade on every answer."""
+    return ~np.any([np.isnan(one.rewards).any(1) for one in texts], axis=0)
+
+
+def mean_grade(texts: Texts) -> Interval:
+    return mean(texts.rewards[known(texts)].mean(1))
+
+
+def difference(better: Texts, worse: Texts) -> Interval:
+    """Of mean grades, problem by problem."""
+    both = known(better, worse)
+    return mean(better.rewards[both].mean(1) - worse.rewards[both].mean(1))
+
+
+def mean(each: Array) -> Interval:
+    """Of one number per problem."""
+    return crossed(each[None]) if len(each) else Interval(float("nan"))

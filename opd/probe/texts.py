@@ -1,0 +1,80 @@
+"""Answers that somebody wrote to some problems, graded, and how likely student and teacher find every token of them.
+
+Axes: N tokens that are kept, P problems, k answers to each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from opd.loop import grade
+from opd.masks import masks
+from opd.method import Ask, chain
+from opd.protocols import Cast, Task, Want
+from opd.rollout import Array, End, Group, Problem, Sampling, Visit
+from opd.rows import Rows
+from opd.sample import OneTurn
+from opd.settings import Settings
+from opd.teach import teach
+
+PROBE = -3  # the number of a probe's visits: training counts from 0, an examination is -1, a doctor's trial -2
+ASKS = tuple(Ask(who, who, Want(chosen=True)) for who in ("teacher", "student"))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """k answers to each of P problems, with the log-probs that teacher and student gave them when this was made."""
+
+    groups: Sequence[Group]
+    k: int
+    teacher: Array  # [N] log q of the tokens that are learned from
+    student: Array  # [N] log pi
+    answer: Array  # [N] number of the answer, from 0 to P k - 1
+
+    def sums(self, each: Array) -> Array:
+        """[P, k] sums over the tokens of every answer."""
+        return np.bincount(self.answer, each, len(self.groups) * self.k).reshape(-1, self.k)
+
+    @cached_property
+    def lengths(self) -> Array:
+        """[P, k] tokens of every answer."""
+        return self.sums(np.ones(len(self.answer)))
+
+    @cached_property
+    def rewards(self) -> Array:
+        """[P, k] grades; nan where the task can't tell."""
+        return np.array([[rollout.tags["reward"] for rollout in group.rollouts] for group in self.groups])
+
+    @property
+    def cut(self) -> float:
+        """The share of answers that the limit of tokens ended."""
+        return float(np.mean([rollout.end == End.LENGTH for group in self.groups for rollout in group.rollouts]))
+
+
+@torch.no_grad()
+def written(
+    settings: Settings, cast: Cast, task: Task, writer: str, problems: Sequence[Problem], samples: int
+) -> list[Group]:
+    """`samples` graded answers of one writer at temperature 1 to each problem, a batch of problems at a time."""
+    write = OneTurn(samples, Sampling(max_new=settings.max_new), writer)
+    visits = [Visit(problem, PROBE, settings.seed) for problem in problems]
+    starts = range(0, len(visits), settings.batch)
+    return grade(task, [group for i in starts for group in write(cast, visits[i : i + settings.batch], 0)])
+
+
+@torch.no_grad()
+def read(settings: Settings, cast: Cast, groups: Sequence[Group]) -> Texts:
+    """What both make of these answers as they are now; tokens that the settings mask are in no measurement."""
+    student = cast["student"]
+    rows = teach(ASKS, groups, Rows.of(groups, 0, student.device, student.dtype), cast)
+    rows = chain(*masks(settings, student))(rows)
+    kept = rows["keep"]
+    theirs, ours, answer = (
+        rows[name][kept].double().cpu().numpy() for name in ("teacher.chosen", "student.chosen", "sequence")
+    )
+    return Texts(groups, len(groups[0].rollouts), theirs, ours, answer.astype(np.int64))
