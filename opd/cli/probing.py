@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opd.probe import Plan, Report
     from opd.settings import Settings
 
-DEFAULTS = {"steps": 200, "batch": 32, "schedule": "linear", "warmup": 10}  # of the fit; all else as in opd train
+DEFAULTS = {"steps": 300, "batch": 32, "schedule": "linear", "warmup": 10}  # of the fit; all else as in opd train
 SHARED = (
     "student", "teacher", "task", "mask", "mask_which", "stop_token", "skip_first", "steps", "batch", "max_new", "seed",
     "schedule", "warmup", "floor", "weight_decay", "betas", "max_grad_norm", "lora", "dtype", "teacher_dtype", "device",
@@ -31,9 +31,9 @@ OUT = Option("out", "Path", "", "a new file for everything as JSON", "The probe"
 USAGE = ("opd probe [--student S --teacher T --task TASK] [options]",)
 ABOUT = (
     "Fits a copy of the student to a little of the teacher's text and holds its likelihood and grades against the "
-    "teacher's; then looks whether the teacher's scores of the student's own answers go with their grades. Says which of "
-    "SFT, OPD or neither this favours. The student is not changed, and nothing is written but --out.\n"
-    "Measured at temperature 1. docs/probe.md says what it cannot know."
+    "teacher's; then looks whether the teacher's scores of the student's own answers go with their grades. Says which "
+    "of SFT, OPD or neither this favours. The student is not changed, and nothing is written but --out.\n"
+    "Everything is sampled at temperature 1. What a probe cannot know stands in docs/probe.md."
 )
 FAVOURED = {
     "SFT": "SFT is enough",
@@ -89,12 +89,13 @@ def planned(given: dict[str, Any]) -> Plan:
 
 
 def settings_of(given: dict[str, Any]) -> Settings:
-    from opd.cast import acts
+    from opd.cast import acts, teacher_spec
     from opd.settings import Settings
 
     settings = Settings.of(method="sft", **(DEFAULTS | given))
     if acts(settings):
         raise SettingError("opd probe is about texts", got=settings.task, expected="a task of a language model")
+    teacher_spec(settings, settings.build_method())  # there must be one, and it need not be loaded to know
     return settings
 
 
@@ -136,18 +137,17 @@ def show(settings: Settings, plan: Plan, found: Report) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    n = found.problems
     console.print()
     console.print(Text(f"Can {settings.student} be its teacher on {settings.task}?", "bold"), soft_wrap=True)
     console.print(table(("", "value", "95 % interval", "what it is"), represented(plan, found)))
     console.print(Text("Do the teacher's scores go with the grades of the student's own answers?", "bold"))
     head = ("score of an answer", "within a problem", "overall", "right above wrong")
     console.print(table(head, scored(found), right=True))
-    ordered = found.alignments[0].ordered
+    compared, measured = found.alignments[0].ordered, found.problems["measured"]
     console.print(
-        f"Rank correlations, from -1 to 1, of score and grade; the first line decides. Within: among the {found.samples} "
-        f"answers to one problem, mean of the {ordered} problems (of {n['measured']}) where both differ. Overall mixes easy "
-        "and hard problems. Right above wrong: 50 % is chance."
+        "Rank correlations of score and grade, from -1 to 1; the first line decides. Within: among the "
+        f"{found.samples} answers to one problem, mean of {compared} problems (of {measured}) where both differ. "
+        "Overall: easy and hard problems mixed. Right above wrong: of answers to one problem; 50 % is chance."
     )
     verdict = found.verdict
     console.print()
@@ -158,24 +158,28 @@ def show(settings: Settings, plan: Plan, found: Report) -> None:
 
 def decides(found: Report) -> Iterator[str]:
     """How many problems it would take, where it is undecided; and what one probe is in any case."""
-    verdict, measured = found.verdict, found.problems["measured"]
-    if verdict.favoured == "undecided":
-        if verdict.problems is None:
-            yield f"More than the {measured} measured problems would not settle it soon: the value lies at its border, or nothing can be compared. Choose other problems, more --samples, or other --nats and --points."
-        else:
-            yield f"About {verdict.problems} measured problems may settle it, not {measured}: --held-out {verdict.problems * 3 // 2}."
-    yield "One seed, one fit by sft, the student as it is now: evidence for a choice, no proof."
+    verdict, n = found.verdict, found.problems
+    if verdict.problems is not None:
+        held_out = -(-verdict.problems * (n["measured"] + n["tuning"]) // n["measured"])
+        yield f"About {verdict.problems} measured problems, not {n['measured']}, may settle it: --held-out {held_out}."
+    elif verdict.favoured == "undecided":
+        yield (
+            f"More than these {n['measured']} measured problems would not settle it soon: a value lies too near its "
+            "border, or there is nothing to compare. Try other problems, or other --nats and --points."
+        )
+    yield "One seed, one way to fit, the student as it is now: evidence for a choice, no proof."
 
 
 def represented(plan: Plan, found: Report) -> Iterator[tuple[str, ...]]:
-    tolerance = f"up to {plan.nats:g} is as good as none"
-    yield ("teacher's entropy", *of(found.entropy), "nats per token of its own text that nobody can predict")
-    yield ("gap, student", *of(found.gap_before), "nats per token by which it finds that text less likely than the teacher")
-    yield ("gap, fitted copy", *of(found.gap), f"the same after learning {found.problems['learned']} answers; {tolerance}")
-    yield ("gap, learned text", f"{found.gap_learned:.3f}", "", "the same on text that it learned from: memory helps")
-    for name, whose in (("student", "as it is"), ("fitted", "after learning"), ("teacher", "")):
-        yield (f"grade, {name}", *of(found.grades[name]), ", ".join(filter(None, ("mean grade of sampled answers", whose))))
-    yield ("grade missing", *of(found.shortfall), f"teacher minus fitted copy; up to {plan.points:g} is as good as none")
+    answers, fine = found.problems["learned"], "is as good as none"
+    yield "teacher's entropy", *of(found.entropy), "nats per token of its own text that nobody can foresee"
+    yield "gap, student", *of(found.gap_before), "nats per token by which that text is less likely to the student"
+    yield "gap, fitted copy", *of(found.gap), f"after it learned {answers} answers; up to {plan.nats:g} {fine}"
+    yield "gap, learned text", f"{found.gap_learned:.3f}", "", "the same on text that it learned from: memory helps"
+    yield "grade, student", *of(found.grades["student"]), "mean grade of sampled answers"
+    yield "grade, fitted copy", *of(found.grades["fitted"]), "the same after learning"
+    yield "grade, teacher", *of(found.grades["teacher"]), "the same of the teacher"
+    yield "grade missing", *of(found.shortfall), f"teacher minus fitted copy; up to {plan.points:g} {fine}"
 
 
 def scored(found: Report) -> Iterator[tuple[str, ...]]:
@@ -204,7 +208,7 @@ def table(head: Sequence[str], rows: Iterator[tuple[str, ...]], right: bool = Fa
 
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for i, name in enumerate(head):
-        made.add_column(name, justify="right" if right and i or i == 1 else "left", overflow="fold")
+        made.add_column(name, justify="right" if i == 1 or (right and i) else "left", overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made

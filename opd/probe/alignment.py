@@ -17,8 +17,10 @@ import numpy as np
 
 from opd.bootstrap import Interval, crossed, resampled
 from opd.measure import rank, spearman
-from opd.probe.texts import Texts
+from opd.probe.texts import Read
 from opd.rollout import Array
+
+OVERALL = 400  # draws for an interval that decides nothing
 
 
 @dataclass(frozen=True)
@@ -32,29 +34,25 @@ class Alignment:
     ordered: int  # problems whose answers have an order, in score and in grade
 
 
-def alignments(texts: Texts) -> list[Alignment]:
+def alignments(texts: Read, rewards: Array) -> list[Alignment]:
     """Of the student's own answers; the first one decides. A problem without all its grades is left out."""
-    known = ~np.isnan(texts.rewards).any(1)
-    ratio, theirs, lengths = texts.sums(texts.teacher - texts.student), texts.sums(texts.teacher), texts.lengths
+    known = ~np.isnan(rewards).any(1)
+    theirs, lengths = texts.sums(texts.teacher), texts.lengths
     scores = {
-        "log q - log pi": ratio,
+        "log q - log pi": texts.sums(texts.teacher - texts.student),
         "log q": theirs,
         "log q per token": theirs / np.maximum(lengths, 1),
         "length": lengths,
     }
-    reward = texts.rewards[known]
-    found = [aligned(name, score[known], reward) for name, score in scores.items()]
-    ordered = (np.ptp(ratio[known], 1) > 0) & (np.ptp(reward, 1) > 0)
-    columns = [column[known][ordered] for column in (ratio, texts.rewards, lengths)]
-    left = resampled(lambda drawn: partial(*(column[drawn] for column in columns)), len(columns[0]))
-    at_equal_length = Alignment("log q - log pi at equal length", left, None, None, int(ordered.sum()))
-    return [found[0], at_equal_length, *found[1:]]
+    scores, reward = {name: score[known] for name, score in scores.items()}, rewards[known]
+    found = [aligned(name, score, reward) for name, score in scores.items()]
+    return [found[0], at_equal_length(scores["log q - log pi"], reward, scores["length"]), *found[1:]]
 
 
 def aligned(name: str, score: Array, reward: Array) -> Alignment:
     """score, reward [P, k]."""
     within, ordered = mean_of([spearman(a, b) for a, b in zip(score, reward, strict=True)])
-    overall = resampled(lambda drawn: spearman(score[drawn].ravel(), reward[drawn].ravel()), len(score))
+    overall = resampled(lambda drawn: spearman(score[drawn].ravel(), reward[drawn].ravel()), len(score), draws=OVERALL)
     binary = bool(np.isin(reward, (0, 1)).all())
     area, _ = mean_of([auc(a, b) for a, b in zip(score, reward, strict=True)]) if binary else (None, 0)
     return Alignment(name, within, None if np.isnan(overall.value) else overall, area, ordered)
@@ -74,15 +72,19 @@ def auc(score: Array, reward: Array) -> float | None:
     return float((np.sign(right[:, None] - wrong[None]) / 2 + 0.5).mean())
 
 
-def partial(score: Array, reward: Array, length: Array) -> float | None:
-    """[P, k] each: the correlation, within problems, of what the ranks of score and reward have beyond the length's.
+def at_equal_length(score: Array, reward: Array, length: Array) -> Alignment:
+    """[P, k] each: what score and grade have in common within problems, beyond what length explains of either."""
+    ordered = (np.ptp(score, 1) > 0) & (np.ptp(reward, 1) > 0)
+    ranks = [np.stack([rank(one) for one in each]) for each in zip(score, reward, length, strict=True)]
+    products = np.array([np.cov(each) for each in ranks])[ordered]  # [P, 3, 3]
+    within = resampled(lambda drawn: partial(products[drawn].sum(0)), len(products)) if len(products) else None
+    return Alignment("log q - log pi at equal length", within, None, None, int(ordered.sum()))
 
-    The rule r_xy.z = (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2)) on ranks within each problem.
-    """
-    x, y, z = (np.concatenate([rank(one) - rank(one).mean() for one in each]) for each in (score, reward, length))
-    size = np.sqrt([x @ x, y @ y, z @ z])
-    if size[:2].min() == 0:
-        return None
-    xy, xz, yz = x @ y / size[0] / size[1], *((a @ z / b / size[2] if size[2] else 0.0) for a, b in ((x, size[0]), (y, size[1])))
+
+def partial(covariance: Array) -> float | None:
+    """[3, 3] of x, y, z: (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2)); a constant z explains nothing."""
+    size = np.sqrt(np.diag(covariance))
+    size[size == 0] = 1.0
+    (_, xy, xz), (_, _, yz), _ = covariance / np.outer(size, size)
     left = (1 - xz**2) * (1 - yz**2)
     return float((xy - xz * yz) / left**0.5) if left > 1e-9 else None

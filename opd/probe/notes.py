@@ -27,13 +27,13 @@ def of_gap(found: Report, plan: Plan) -> Iterator[str]:
     In expectation what the best student of this kind would leave lies between the gap on text that was learned from
     and the gap on text that was not.
     """
-    if state(found.gap, plan.nats) != "left":
+    if "left" not in (state(found.gap, plan.nats), state(found.shortfall, plan.points)):
         return
     number, more = found.gap_learned, 2 * found.problems["learned"]
     if number <= plan.nats:
         yield (
-            f"On text that it learned from, the student comes to {number:+.2f} nats of the teacher: the gap may be lack of "
-            f"text, not of ability, and more of it may close it as well (--problems {more}, or more answers to each)."
+            f"On text that it learned from, the copy has closed the gap ({number:+.2f} nats): what is missing may be "
+            f"text, not ability, and SFT on more of it may do as well (--problems {more})."
         )
     else:
         yield (
@@ -43,9 +43,11 @@ def of_gap(found: Report, plan: Plan) -> Iterator[str]:
 
 
 def of_fit(found: Report) -> Iterator[str]:
-    best = min(found.fits, key=lambda fit: fit.tuning)
-    if best.best == found.steps:
-        yield f"The best fit was still improving when its {found.steps} updates were used up; try --steps {2 * found.steps}."
+    best, steps = min(found.fits, key=lambda fit: fit.tuning), found.steps
+    if not best.best:
+        yield "No fit made new text of the teacher likelier than it was: fitted copies say little here; see --rates."
+    if best.best == steps:
+        yield f"The best fit was still improving when its {steps} updates were used up; try --steps {2 * steps}."
     if not found.inside:
         yield f"The best learning rate, {best.rate:.2g}, is the outermost that was tried; see --rates."
 

@@ -20,7 +20,7 @@ class Plan(BaseModel, allow_inf_nan=False):
 
     problems: int = Field(256, description="training problems to which the teacher writes an answer to learn from")
     held_out: int = Field(192, description="held-out problems: a third to choose the rate, the others to measure")
-    samples: int = Field(4, description="answers per measured problem, of student, fitted student and teacher each")
+    samples: int = Field(8, description="answers per measured problem, of student, fitted student and teacher each")
     rates: tuple[float, ...] = Field((), description="learning rates to try; default: around one for the model's size")
     nats: float = Field(0.05, description="gap to the teacher that is as good as none, in nats per token")
     points: float = Field(0.05, description="gap to the teacher's mean grade that is as good as none")
@@ -54,5 +54,6 @@ def check(plan: Plan) -> None:
     for name, fewest in least.items():
         if (got := getattr(plan, name)) < fewest:
             raise SettingError(f"--{name.replace('_', '-')}", got=got, expected=f"at least {fewest}")
-    if any(rate <= 0 for rate in plan.rates) or plan.nats <= 0 or plan.points <= 0:
-        raise SettingError("--rates, --nats and --points", got=f"{plan.rates}, {plan.nats}, {plan.points}", expected="numbers above 0")  # fmt: skip
+    if any(rate <= 0 for rate in (*plan.rates, plan.nats, plan.points)):
+        got = f"{', '.join(map(str, plan.rates)) or 'the default'}; {plan.nats}; {plan.points}"
+        raise SettingError("--rates, --nats and --points", got=got, expected="numbers above 0")

@@ -13,10 +13,10 @@ from opd.probe.alignment import Alignment, alignments
 from opd.probe.fit import Fit, Fitting, climb, held, ladder
 from opd.probe.notes import notes
 from opd.probe.plan import Parts, Plan
-from opd.probe.texts import Texts, read, written
+from opd.probe.texts import Read, cut, read, rewards, written
 from opd.probe.verdict import Verdict, verdict
 from opd.protocols import Cast, Task
-from opd.rollout import Array, Visit
+from opd.rollout import Array, Group, Visit
 from opd.settings import Settings
 
 Say = Callable[[str], None]
@@ -31,9 +31,9 @@ class Report:
     samples: int  # answers of each writer to a measured problem
     entropy: Interval  # of the teacher on its own text: the floor of -log pi, on average no model finds it likelier
     gap_before: Interval  # of the student as it is
-    gap: Interval  # of the fitted copy
+    gap: Interval  # of the fitted copy that is best at it
     gap_learned: float  # the least gap that any fit had, at its end, on the text that it learned from
-    grades: dict[str, Interval]  # mean grade of student, fitted copy and teacher, sampled at temperature 1
+    grades: dict[str, Interval]  # mean grade of student, best graded copy and teacher, sampled at temperature 1
     lead: Interval  # teacher's mean grade minus the student's, problem by problem
     shortfall: Interval  # teacher's mean grade minus the fitted copy's
     cut: float  # the share of answers, of all three, that the limit of tokens ended
@@ -53,20 +53,21 @@ def probe(settings: Settings, plan: Plan, cast: Cast, task: Task, say: Say = lam
     """
     check(cast)
     parts, student = Parts.of(plan, task), cast["student"]
-    before = [written(settings, cast, task, who, parts.test, plan.samples) for who in ("student", "teacher")]
-    own, untaught = (read(settings, cast, groups) for groups in before)
-    check_graded(task, own, untaught)
+    write = lambda who: written(settings, cast, task, who, parts.test, plan.samples)
+    own, text = write("student"), write("teacher")
+    check_graded(task, own, text)
     say(f"student and teacher wrote {plan.samples} answers to each of {len(parts.test)} held-out problems")
-    start = held(student)
+    ours, untaught, start = read(settings, cast, own), read(settings, cast, text), held(student)
     try:
         fitting, inside = fitted(settings, plan, cast, parts, task, say)
-        student.load_state_dict(fitting.weights)
-        theirs = read(settings, cast, untaught.groups)
-        copy = read(settings, cast, written(settings, cast, task, "student", parts.test, plan.samples))
+        student.load_state_dict(fitting.likeliest)
+        theirs = read(settings, cast, text)
+        student.load_state_dict(fitting.right)
+        copy = write("student")
     finally:
         student.load_state_dict(start)
     say("the fitted copy wrote as many")
-    gap, shortfall, aligned = excess(theirs), difference(theirs, copy), alignments(own)
+    gap, shortfall, aligned = excess(theirs), difference(text, copy), alignments(ours, rewards(own))
     found = Report(
         problems={"learned": len(parts.fit), "tuning": len(parts.tune), "measured": len(parts.test)},
         samples=plan.samples,
@@ -74,10 +75,10 @@ def probe(settings: Settings, plan: Plan, cast: Cast, task: Task, say: Say = lam
         gap_before=excess(untaught),
         gap=gap,
         gap_learned=min(fit.learned for fit in fitting.fits) - fitting.floor,
-        grades={"student": mean_grade(own), "fitted": mean_grade(copy), "teacher": mean_grade(theirs)},
-        lead=difference(theirs, own),
+        grades={"student": mean_grade(own), "fitted": mean_grade(copy), "teacher": mean_grade(text)},
+        lead=difference(text, own),
         shortfall=shortfall,
-        cut=max(texts.cut for texts in (own, copy, theirs)),
+        cut=max(map(cut, (own, copy, text))),
         steps=settings.steps,
         fits=fitting.fits,
         inside=inside,
@@ -101,16 +102,14 @@ def check(cast: Cast) -> None:
         )
 
 
-def check_graded(task: Task, *texts: Texts) -> None:
+def check_graded(task: Task, *texts: Sequence[Group]) -> None:
     """Some problem is graded in all its answers, or there is no reward to speak of."""
     if not any(bool(known(one).any()) for one in texts):
         what = f"task {task.name} does not grade these answers, and a probe holds scores against grades"
         raise DataError(what, remedy="Give every problem an answer, or name a grader= in --task")
 
 
-def fitted(
-    settings: Settings, plan: Plan, cast: Cast, parts: Parts, task: Task, say: Say
-) -> tuple[Fitting, bool]:  # fmt: skip
+def fitted(settings: Settings, plan: Plan, cast: Cast, parts: Parts, task: Task, say: Say) -> tuple[Fitting, bool]:
     """The teacher's text is written once; every rate learns from the same."""
     method = settings.build_method()
     visits = [Visit(problem, 0, settings.seed) for problem in parts.fit]
@@ -118,11 +117,13 @@ def fitted(
     learned = [group for i in starts for group in method.sample(cast, visits[i : i + settings.batch], 0)]
     tuning = written(settings, cast, task, "teacher", parts.tune, 1)
     say(f"the teacher wrote {len(learned)} answers to learn from, {len(tuning)} to choose the rate with")
-    fitting = Fitting(settings, cast, method, parts.fit, learned[: len(parts.test)], tuning)
+    known = learned[: len(parts.test)]  # enough of it to look at
+    fitting = Fitting(settings, plan.samples, cast, task, method, parts, known, tuning)
 
     def one(rate: float) -> Fit:
         fit = fitting.try_rate(rate)
-        say(f"lr {rate:.2g}: {fit.tuning:.3f} nats per token on the tuning text after {fit.best} of {fit.steps} updates")
+        likely = f"{fit.tuning:.3f} nats per token on the tuning text after {fit.best} of {fit.steps} updates"
+        say(f"lr {rate:.2g}: {likely}, mean grade {fit.grade:.3f}")
         return fit
 
     if plan.rates:
@@ -133,30 +134,30 @@ def fitted(
 # ---- numbers over problems
 
 
-def excess(texts: Texts) -> Interval:
+def excess(text: Read) -> Interval:
     """How much likelier the teacher finds its text than the student does: the forward KL per token, by sampling."""
-    return per_token(texts, texts.teacher - texts.student)
+    return per_token(text, text.teacher - text.student)
 
 
-def per_token(texts: Texts, each: Array) -> Interval:
+def per_token(text: Read, each: Array) -> Interval:
     """The mean over all tokens; problems are drawn anew with all their tokens."""
-    total, tokens = texts.sums(each).sum(1), texts.lengths.sum(1)
+    total, tokens = text.sums(each).sum(1), text.lengths.sum(1)
     return resampled(lambda drawn: float(total[drawn].sum() / tokens[drawn].sum()), len(total))
 
 
-def known(*texts: Texts) -> Array:
+def known(*answers: Sequence[Group]) -> Array:
     """[P] bool: problems with a grade on every answer."""
-    return ~np.any([np.isnan(one.rewards).any(1) for one in texts], axis=0)
+    return ~np.any([np.isnan(rewards(groups)).any(1) for groups in answers], axis=0)
 
 
-def mean_grade(texts: Texts) -> Interval:
-    return mean(texts.rewards[known(texts)].mean(1))
+def mean_grade(groups: Sequence[Group]) -> Interval:
+    return mean(rewards(groups)[known(groups)].mean(1))
 
 
-def difference(better: Texts, worse: Texts) -> Interval:
+def difference(better: Sequence[Group], worse: Sequence[Group]) -> Interval:
     """Of mean grades, problem by problem."""
     both = known(better, worse)
-    return mean(better.rewards[both].mean(1) - worse.rewards[both].mean(1))
+    return mean(rewards(better)[both].mean(1) - rewards(worse)[both].mean(1))
 
 
 def mean(each: Array) -> Interval:

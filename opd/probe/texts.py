@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,10 +26,10 @@ ASKS = tuple(Ask(who, who, Want(chosen=True)) for who in ("teacher", "student"))
 
 
 @dataclass(frozen=True)
-class Texts:
+class Read:
     """k answers to each of P problems, with the log-probs that teacher and student gave them when this was made."""
 
-    groups: Sequence[Group]
+    problems: int
     k: int
     teacher: Array  # [N] log q of the tokens that are learned from
     student: Array  # [N] log pi
@@ -38,22 +37,12 @@ class Texts:
 
     def sums(self, each: Array) -> Array:
         """[P, k] sums over the tokens of every answer."""
-        return np.bincount(self.answer, each, len(self.groups) * self.k).reshape(-1, self.k)
+        return np.bincount(self.answer, each, self.problems * self.k).reshape(-1, self.k)
 
-    @cached_property
+    @property
     def lengths(self) -> Array:
         """[P, k] tokens of every answer."""
         return self.sums(np.ones(len(self.answer)))
-
-    @cached_property
-    def rewards(self) -> Array:
-        """[P, k] grades; nan where the task can't tell."""
-        return np.array([[rollout.tags["reward"] for rollout in group.rollouts] for group in self.groups])
-
-    @property
-    def cut(self) -> float:
-        """The share of answers that the limit of tokens ended."""
-        return float(np.mean([rollout.end == End.LENGTH for group in self.groups for rollout in group.rollouts]))
 
 
 @torch.no_grad()
@@ -67,8 +56,18 @@ def written(
     return grade(task, [group for i in starts for group in write(cast, visits[i : i + settings.batch], 0)])
 
 
+def rewards(groups: Sequence[Group]) -> Array:
+    """[P, k] grades; nan where the task can't tell."""
+    return np.array([[rollout.tags["reward"] for rollout in group.rollouts] for group in groups])
+
+
+def cut(groups: Sequence[Group]) -> float:
+    """The share of answers that the limit of tokens ended."""
+    return float(np.mean([rollout.end == End.LENGTH for group in groups for rollout in group.rollouts]))
+
+
 @torch.no_grad()
-def read(settings: Settings, cast: Cast, groups: Sequence[Group]) -> Texts:
+def read(settings: Settings, cast: Cast, groups: Sequence[Group]) -> Read:
     """What both make of these answers as they are now; tokens that the settings mask are in no measurement."""
     student = cast["student"]
     rows = teach(ASKS, groups, Rows.of(groups, 0, student.device, student.dtype), cast)
@@ -77,4 +76,4 @@ def read(settings: Settings, cast: Cast, groups: Sequence[Group]) -> Texts:
     theirs, ours, answer = (
         rows[name][kept].double().cpu().numpy() for name in ("teacher.chosen", "student.chosen", "sequence")
     )
-    return Texts(groups, len(groups[0].rollouts), theirs, ours, answer.astype(np.int64))
+    return Read(len(groups), len(groups[0].rollouts), theirs, ours, answer.astype(np.int64))

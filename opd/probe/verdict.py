@@ -25,17 +25,17 @@ class Verdict:
 
 def verdict(gap: Interval, shortfall: Interval, alignment: Alignment, plan: Plan, measured: int) -> Verdict:
     """gap: nats per token to the teacher on its text; shortfall: teacher's mean grade minus the fitted student's."""
-    gaps = (gap, plan.nats, "likelihood"), (shortfall, plan.points, "grade")
-    states = [state(found, tolerance) for found, tolerance, _ in gaps]
-    if "left" not in states and "unclear" in states:
-        open_ = [(found, tolerance) for (found, tolerance, _), now in zip(gaps, states, strict=True) if now == "unclear"]
-        names = " and ".join(name for (_, _, name), now in zip(gaps, states, strict=True) if now == "unclear")
-        most = max(needed(found, tolerance, measured) for found, tolerance in open_)
-        return Verdict("undecided", f"whether the fitted student reaches the teacher's {names} cannot be told", limited(most))  # fmt: skip
-    if "left" not in states:
+    gaps = {"likelihood": (gap, plan.nats), "grade": (shortfall, plan.points)}
+    states = {name: state(*found) for name, found in gaps.items()}
+    named = lambda kind: " and ".join(name for name, now in states.items() if now == kind)
+    otherwise = by_alignment(f"the fitted student stays behind the teacher in {named('left')}", alignment, measured)
+    if named("left"):
+        return otherwise
+    if not named("unclear"):
         return Verdict("SFT", "fitted to the teacher's text, the student reaches its likelihood and its grade")
-    short = " and ".join(name for (_, _, name), now in zip(gaps, states, strict=True) if now == "left")
-    return by_alignment(f"the fitted student stays behind the teacher in {short}", alignment, measured)
+    what = f"whether the fitted student reaches the teacher's {named('unclear')} cannot be told"
+    most = max(needed(*gaps[name], measured) for name, now in states.items() if now == "unclear")
+    return Verdict("undecided", f"{what}; SFT if it does, {otherwise.favoured} if not", limited(most))
 
 
 def state(found: Interval, tolerance: float) -> Gap:
@@ -53,12 +53,12 @@ def by_alignment(short: str, found: Alignment, measured: int) -> Verdict:
         more = limited(math.ceil(1.2 * FEWEST * measured / found.ordered)) if found.ordered else None
         return Verdict("undecided", f"{short}, and {few}", more)
     if within.high < 0:
-        return Verdict("neither", f"{short}, and it prefers the student's worse answers")
+        return Verdict("neither", f"{short}, and the teacher prefers the student's worse answers")
     if within.high < WEAK:
-        return Verdict("neither", f"{short}, and its scores do not go with the grades of the student's answers")
+        return Verdict("neither", f"{short}, and the teacher's scores do not go with the student's grades")
     if within.low > 0:
-        return Verdict("OPD", f"{short}, and its scores go with the grades of the student's own answers")
-    what = f"{short}, and whether its scores go with the grades of the student's answers cannot be told"
+        return Verdict("OPD", f"{short}, and the teacher's scores go with the grades of the student's own answers")
+    what = f"{short}, and whether the teacher's scores go with the grades of the student's answers cannot be told"
     return Verdict("undecided", what, limited(needed(within, 0.0, measured)))
 
 
