@@ -64,6 +64,12 @@ def probed(cast, grader=right, plan=PLAN, **given):
 # ---- the three pairs
 
 
+@pytest.fixture(scope="module")
+def cannot():
+    """What is found of a student with one row for both kinds."""
+    return probed(pair(rows=1))
+
+
 def test_a_student_that_can_be_its_teacher():
     cast = pair(rows=2)
     before = cast["student"].logits.detach().clone()
@@ -77,8 +83,8 @@ def test_a_student_that_can_be_its_teacher():
     assert found == probed(pair(rows=2)), "the same at every call"
 
 
-def test_a_student_that_cannot_but_is_told_the_right_things():
-    found = probed(pair(rows=1))
+def test_a_student_that_cannot_but_is_told_the_right_things(cannot):
+    found = cannot
     assert found.verdict.favoured == "OPD"
     mixed = TEACHER.mean(0)  # the best that one row can do
     least = (TEACHER * (np.log(TEACHER) - np.log(mixed))).sum(1).mean()
@@ -87,8 +93,8 @@ def test_a_student_that_cannot_but_is_told_the_right_things():
     assert any("Even on text that it learned from" in note for note in found.notes)
 
 
-def test_a_teacher_whose_scores_go_against_the_grades():
-    with_it, against = probed(pair(rows=1)), probed(pair(rows=1), wrong)
+def test_a_teacher_whose_scores_go_against_the_grades(cannot):
+    with_it, against = cannot, probed(pair(rows=1), wrong)
     assert against.verdict.favoured == "neither" and "worse answers" in against.verdict.because
     for one, other in zip(with_it.alignments, against.alignments, strict=True):
         for ours, theirs in ((one.within, other.within), (one.overall, other.overall)):
@@ -235,8 +241,9 @@ def counting(folder, sure):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight *= 0 if "o_proj" in name or "down_proj" in name else 1
-        letters = torch.nn.functional.normalize(model.model.embed_tokens.weight, dim=-1)
-        model.lm_head.weight.copy_(letters.roll(1, 0))
+        letters = torch.nn.functional.normalize(model.model.embed_tokens.weight[3:], dim=-1)  # "?" is the last one
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[[*range(4, models.VOCAB), 2]] = letters  # and the end comes after it
         model.model.norm.weight.fill_(sure)
     model.save_pretrained(folder)
     models.tokenizer().save_pretrained(folder)

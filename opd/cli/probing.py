@@ -41,6 +41,7 @@ FAVOURED = {
     "neither": "neither SFT nor OPD",
     "undecided": "undecided",
 }
+ALWAYS = "One seed, one way to fit, the student as it is now: evidence for a choice, no proof."
 STYLES = {"SFT": "green", "OPD": "green", "neither": "bold red", "undecided": "yellow"}
 
 
@@ -152,12 +153,12 @@ def show(settings: Settings, plan: Plan, found: Report) -> None:
     verdict = found.verdict
     console.print()
     console.print(Text(f"{FAVOURED[verdict.favoured]}: {verdict.because}.", STYLES[verdict.favoured]))
-    for note in (*decides(found), *found.notes):
+    for note in (*more(found), *found.notes, ALWAYS):
         console.print(f"- {note}", markup=False)
 
 
-def decides(found: Report) -> Iterator[str]:
-    """How many problems it would take, where it is undecided; and what one probe is in any case."""
+def more(found: Report) -> Iterator[str]:
+    """How many problems it would take, where it is undecided."""
     verdict, n = found.verdict, found.problems
     if verdict.problems is not None:
         held_out = -(-verdict.problems * (n["measured"] + n["tuning"]) // n["measured"])
@@ -167,7 +168,6 @@ def decides(found: Report) -> Iterator[str]:
             f"More than these {n['measured']} measured problems would not settle it soon: a value lies too near its "
             "border, or there is nothing to compare. Try other problems, or other --nats and --points."
         )
-    yield "One seed, one way to fit, the student as it is now: evidence for a choice, no proof."
 
 
 def represented(plan: Plan, found: Report) -> Iterator[tuple[str, ...]]:
@@ -177,7 +177,7 @@ def represented(plan: Plan, found: Report) -> Iterator[tuple[str, ...]]:
     yield "gap, fitted copy", *of(found.gap), f"after it learned {answers} answers; up to {plan.nats:g} {fine}"
     yield "gap, learned text", f"{found.gap_learned:.3f}", "", "the same on text that it learned from: memory helps"
     yield "grade, student", *of(found.grades["student"]), "mean grade of sampled answers"
-    yield "grade, fitted copy", *of(found.grades["fitted"]), "the same after learning"
+    yield "grade, fitted copy", *of(found.grades["fitted copy"]), "the same after learning"
     yield "grade, teacher", *of(found.grades["teacher"]), "the same of the teacher"
     yield "grade missing", *of(found.shortfall), f"teacher minus fitted copy; up to {plan.points:g} {fine}"
 

@@ -17,7 +17,8 @@ CONFOUNDED = 0.3  # correlation of length with grade from which it is
 
 def notes(found: Report, plan: Plan) -> Iterator[str]:
     yield from of_gap(found, plan)
-    yield from of_fit(found)
+    if found.verdict.favoured != "SFT":
+        yield from of_fit(found)
     yield from of_scores(found)
 
 
@@ -62,5 +63,6 @@ def of_scores(found: Report) -> Iterator[str]:
         yield "The teacher grades below the student: whichever way it is copied, grades are likely to fall."
     elif not found.lead.is_above:
         yield "That the teacher grades above the student cannot be told: there may be nothing to win."
-    if found.cut > CUT:
-        yield f"{found.cut:.0%} of some writer's answers end at the limit of tokens; give more --max-new."
+    for who, share in found.cut.items():
+        if share > CUT:
+            yield f"{share:.0%} of the answers of the {who} end at the limit of tokens; give more --max-new."

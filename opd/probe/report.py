@@ -36,7 +36,7 @@ class Report:
     grades: dict[str, Interval]  # mean grade of student, best graded copy and teacher, sampled at temperature 1
     lead: Interval  # teacher's mean grade minus the student's, problem by problem
     shortfall: Interval  # teacher's mean grade minus the fitted copy's
-    cut: float  # the share of answers, of all three, that the limit of tokens ended
+    cut: dict[str, float]  # the share of their answers that the limit of tokens ended
     steps: int  # updates that every fit might make
     fits: Sequence[Fit]
     inside: bool  # the best rate has a worse one on either side
@@ -68,6 +68,7 @@ def probe(settings: Settings, plan: Plan, cast: Cast, task: Task, say: Say = lam
         student.load_state_dict(start)
     say("the fitted copy wrote as many")
     gap, shortfall, aligned = excess(theirs), difference(text, copy), alignments(ours, rewards(own))
+    writers = {"student": own, "fitted copy": copy, "teacher": text}
     found = Report(
         problems={"learned": len(parts.fit), "tuning": len(parts.tune), "measured": len(parts.test)},
         samples=plan.samples,
@@ -75,10 +76,10 @@ def probe(settings: Settings, plan: Plan, cast: Cast, task: Task, say: Say = lam
         gap_before=excess(untaught),
         gap=gap,
         gap_learned=min(fit.learned for fit in fitting.fits) - fitting.floor,
-        grades={"student": mean_grade(own), "fitted": mean_grade(copy), "teacher": mean_grade(text)},
+        grades={name: mean_grade(groups) for name, groups in writers.items()},
         lead=difference(text, own),
         shortfall=shortfall,
-        cut=max(map(cut, (own, copy, text))),
+        cut={name: cut(groups) for name, groups in writers.items()},
         steps=settings.steps,
         fits=fitting.fits,
         inside=inside,
