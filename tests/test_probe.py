@@ -23,9 +23,9 @@ from opd.settings import Settings
 from opd.tasks.graders import Graded, exact, none
 from opd.teachers.fake import FakeTeacher
 
-ACTIONS, CONTEXTS, LEARNED = 5, 640, 400  # every context is a problem, of one of two kinds
-FIT = {"steps": 50, "batch": 64, "schedule": "linear", "device": "cpu"}
-PLAN = Plan(problems=LEARNED, held_out=CONTEXTS - LEARNED, rates=(0.1, 0.3))
+ACTIONS, CONTEXTS, LEARNED = 5, 450, 300  # every context is a problem, of one of two kinds
+FIT = {"steps": 30, "batch": 64, "schedule": "linear", "device": "cpu"}
+PLAN = Plan(problems=LEARNED, held_out=CONTEXTS - LEARNED, rates=(0.3,))
 
 # Two decisions in the same context: action 0 is always right, 1 in the even ones, 2 in the odd ones.
 WORLD = World(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -61,8 +62,7 @@ def probe(words: list[str]) -> int:
     out = free(given.pop("out", ""))
     plan = planned({option.name: given.pop(option.name) for option in own if option.name in given})
     settings = settings_of(given)
-    start = time.perf_counter()
-    found = measured(settings, plan, lambda line: print(f"{time.perf_counter() - start:6.1f} s  {line}", flush=True))
+    found = measured(settings, plan, Lines())
     show(settings, plan, found)
     if out:
         from opd.checkpoint import write_text
@@ -100,7 +100,25 @@ def settings_of(given: dict[str, Any]) -> Settings:
     return settings
 
 
-def measured(settings: Settings, plan: Plan, say: Any) -> Report:
+class Lines:
+    """A line with the seconds for everything that is done; on a terminal, what goes on is written over itself."""
+
+    def __init__(self) -> None:
+        self.start, self.shown = time.perf_counter(), sys.stderr.isatty()
+
+    def said(self, line: str) -> None:
+        self.over("")
+        print(f"{time.perf_counter() - self.start:6.1f} s  {line}", flush=True)
+
+    def went(self, what: str, done: int, total: int) -> None:
+        self.over(f"          {what} {done} of {total}")
+
+    def over(self, text: str) -> None:
+        if self.shown:
+            print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
+
+
+def measured(settings: Settings, plan: Plan, watch: Lines) -> Report:
     """Opens the models, refuses what a run would refuse, and probes."""
     from opd.cli.quiet import hush
 
@@ -116,7 +134,7 @@ def measured(settings: Settings, plan: Plan, say: Any) -> Report:
     task, method = load_task(settings.task), settings.build_method()
     pair = cast.build(settings, method)
     build.check(settings, build.masked(settings, method, pair["student"]), task, pair)
-    return probe(settings, plan, pair, task, say)
+    return probe(settings, plan, pair, task, watch)
 
 
 def as_json(settings: Settings, plan: Plan, found: Report) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from opd.loop import one_step
 from opd.method import Method
 from opd.probe.plan import Parts
 from opd.probe.texts import read, rewards, written
+from opd.probe.watching import Watch
 from opd.protocols import Cast, Student, Task
 from opd.rollout import Group
 from opd.settings import Settings
@@ -58,6 +59,7 @@ class Fitting:
     parts: Parts
     learned: Sequence[Group]  # teacher's answers that are learned from, or some of them
     tuning: Sequence[Group]  # and to the tuning problems
+    watch: Watch
     fits: list[Fit] = field(default_factory=list[Fit])
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ class Fitting:
             now = tuning
             while not training.is_done and now < self.untaught + HOPELESS:
                 one_step(training)
+                self.watch.went(f"lr {rate:.2g}, update", training.step, settings.steps)
                 if training.step % every and not training.is_done:
                     continue
                 if (now := self.nats(self.tuning)) < tuning:
@@ -102,7 +105,7 @@ class Fitting:
     def grade(self, weights: Weights) -> float:
         """Mean grade of answers to the tuning problems, of those that are graded; 0 if none is."""
         self.cast["student"].load_state_dict(weights)
-        groups = written(self.settings, self.cast, self.task, "student", self.parts.tune, self.samples)
+        groups = written(self.settings, self.cast, self.task, "student", self.parts.tune, self.samples, self.watch)
         found = rewards(groups)
         return 0.0 if np.isnan(found).all() else float(np.nanmean(found))
 

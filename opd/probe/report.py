@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,11 +15,11 @@ from opd.probe.notes import notes
 from opd.probe.plan import Parts, Plan
 from opd.probe.texts import Read, cut, read, rewards, written
 from opd.probe.verdict import Verdict, verdict
+from opd.probe.watching import Nobody, Watch
 from opd.protocols import Cast, Task
 from opd.rollout import Array, Group, Visit
 from opd.settings import Settings
 
-Say = Callable[[str], None]
 NEEDS = frozenset({"text", "chosen"})
 
 
@@ -45,28 +45,29 @@ class Report:
     notes: Sequence[str] = ()
 
 
-def probe(settings: Settings, plan: Plan, cast: Cast, task: Task, say: Say = lambda line: None) -> Report:
+def probe(settings: Settings, plan: Plan, cast: Cast, task: Task, watch: Watch | None = None) -> Report:
     """Measures a pair on a task; the method of the settings is `sft`, and the student is left as it was.
 
     Raises a TeacherError for a teacher that cannot write or gives no log-probs, a DataError for too few problems or for
     a task that does not grade these answers.
     """
     check(cast)
+    watch = watch or Nobody()
     parts, student = Parts.of(plan, task), cast["student"]
-    write = lambda who: written(settings, cast, task, who, parts.test, plan.samples)
+    write = lambda who: written(settings, cast, task, who, parts.test, plan.samples, watch)
     own, text = write("student"), write("teacher")
     check_graded(task, own, text)
-    say(f"student and teacher wrote {plan.samples} answers to each of {len(parts.test)} held-out problems")
+    watch.said(f"student and teacher wrote {plan.samples} answers to each of {len(parts.test)} held-out problems")
     ours, untaught, start = read(settings, cast, own), read(settings, cast, text), held(student)
     try:
-        fitting, inside = fitted(settings, plan, cast, parts, task, say)
+        fitting, inside = fitted(settings, plan, cast, parts, task, watch)
         student.load_state_dict(fitting.likeliest)
         theirs = read(settings, cast, text)
         student.load_state_dict(fitting.right)
         copy = write("student")
     finally:
         student.load_state_dict(start)
-    say("the fitted copy wrote as many")
+    watch.said("the fitted copy wrote as many")
     gap, shortfall, aligned = excess(theirs), difference(text, copy), alignments(ours, rewards(own))
     writers = {"student": own, "fitted copy": copy, "teacher": text}
     found = Report(
@@ -110,21 +111,23 @@ def check_graded(task: Task, *texts: Sequence[Group]) -> None:
         raise DataError(what, remedy="Give every problem an answer, or name a grader= in --task")
 
 
-def fitted(settings: Settings, plan: Plan, cast: Cast, parts: Parts, task: Task, say: Say) -> tuple[Fitting, bool]:
+def fitted(settings: Settings, plan: Plan, cast: Cast, parts: Parts, task: Task, watch: Watch) -> tuple[Fitting, bool]:
     """The teacher's text is written once; every rate learns from the same."""
     method = settings.build_method()
     visits = [Visit(problem, 0, settings.seed) for problem in parts.fit]
-    starts = range(0, len(visits), settings.batch)
-    learned = [group for i in starts for group in method.sample(cast, visits[i : i + settings.batch], 0)]
-    tuning = written(settings, cast, task, "teacher", parts.tune, 1)
-    say(f"the teacher wrote {len(learned)} answers to learn from, {len(tuning)} to choose the rate with")
-    known = learned[: len(parts.test)]  # enough of it to look at
-    fitting = Fitting(settings, plan.samples, cast, task, method, parts, known, tuning)
+    learned = list[Group]()
+    for start in range(0, len(visits), settings.batch):
+        learned += method.sample(cast, visits[start : start + settings.batch], 0)
+        watch.went("the teacher writes, problem", len(learned), len(visits))
+    tuning = written(settings, cast, task, "teacher", parts.tune, 1, watch)
+    watch.said(f"the teacher wrote {len(learned)} answers to learn from, {len(tuning)} to choose the rate with")
+    some = learned[: len(parts.test)]  # enough of it to look at
+    fitting = Fitting(settings, plan.samples, cast, task, method, parts, some, tuning, watch)
 
     def one(rate: float) -> Fit:
         fit = fitting.try_rate(rate)
         likely = f"{fit.tuning:.3f} nats per token on the tuning text after {fit.best} of {fit.steps} updates"
-        say(f"lr {rate:.2g}: {likely}, mean grade {fit.grade:.3f}")
+        watch.said(f"lr {rate:.2g}: {likely}, mean grade {fit.grade:.3f}")
         return fit
 
     if plan.rates:

@@ -14,6 +14,7 @@ import torch
 from opd.loop import grade
 from opd.masks import masks
 from opd.method import Ask, chain
+from opd.probe.watching import Watch
 from opd.protocols import Cast, Task, Want
 from opd.rollout import Array, End, Group, Problem, Sampling, Visit
 from opd.rows import Rows
@@ -47,13 +48,16 @@ class Read:
 
 @torch.no_grad()
 def written(
-    settings: Settings, cast: Cast, task: Task, writer: str, problems: Sequence[Problem], samples: int
+    settings: Settings, cast: Cast, task: Task, writer: str, problems: Sequence[Problem], samples: int, watch: Watch
 ) -> list[Group]:
     """`samples` graded answers of one writer at temperature 1 to each problem, a batch of problems at a time."""
     write = OneTurn(samples, Sampling(max_new=settings.max_new), writer)
     visits = [Visit(problem, PROBE, settings.seed) for problem in problems]
-    starts = range(0, len(visits), settings.batch)
-    return grade(task, [group for i in starts for group in write(cast, visits[i : i + settings.batch], 0)])
+    groups = list[Group]()
+    for start in range(0, len(visits), settings.batch):
+        groups += grade(task, write(cast, visits[start : start + settings.batch], 0))
+        watch.went(f"the {writer} writes, problem", len(groups), len(visits))
+    return groups
 
 
 def rewards(groups: Sequence[Group]) -> Array:

@@ -59,7 +59,7 @@ def by_alignment(short: str, found: Alignment, measured: int) -> Verdict:
     if within.low > 0:
         return Verdict("OPD", f"{short}, and the teacher's scores go with the grades of the student's own answers")
     what = f"{short}, and whether the teacher's scores go with the grades of the student's answers cannot be told"
-    return Verdict("undecided", what, limited(needed(within, 0.0, measured)))
+    return Verdict("undecided", what, limited(min(needed(within, border, measured) for border in (0.0, WEAK))))
 
 
 def needed(found: Interval, border: float, measured: int) -> float:
