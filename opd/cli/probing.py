@@ -28,7 +28,7 @@ SHARED = (
     "schedule", "warmup", "floor", "weight_decay", "betas", "max_grad_norm", "lora", "dtype", "teacher_dtype", "device",
     "teacher_device", "threads", "gradient_checkpointing", "micro_tokens", "chunk", "trust_remote_code",
 )  # fmt: skip
-OUT = Option("out", "Path", "", "a new file for everything as JSON", "The probe")
+OUT = Option("out", "str", "", "a new file for everything as JSON", "The probe")
 USAGE = ("opd probe [--student S --teacher T --task TASK] [options]",)
 ABOUT = (
     "Fits a copy of the student to a little of the teacher's text and holds its likelihood and grades against the "
