@@ -6,6 +6,7 @@ It is written beside its final place and renamed; whatever goes wrong while writ
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -46,6 +47,15 @@ def write_text(file: Path, text: str) -> None:
         os.replace(temporary, file)
     except OSError as error:
         raise SaveError(f"could not write {file}", got=str(error), remedy="Free some space") from error
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: keys are text, and what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_state(folder: Path, name: str, state: Mapping[str, Any]) -> None:

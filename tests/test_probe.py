@@ -265,7 +265,7 @@ def test_the_command(opd, tmp_path):
     assert (code, err) == (0, "")
     assert "SFT is enough: fitted to the teacher's text" in out and max(map(len, out.splitlines())) <= 100
     found = json.loads((tmp_path / "new" / "probe.json").read_text())
-    assert found["verdict"]["favoured"] == "SFT" and found["settings"]["steps"] == 40
+    assert found["verdict"]["favoured"] == "SFT" and found["settings"]["teacher"] == "teacher"
     assert found["gap_before"]["low"] > 0.5 and found["gap"]["high"] < 0.05
     assert (tmp_path / "student" / "model.safetensors").read_bytes() == before
     code, out, err = opd("probe", *COUNT, "--out", "new/probe.json")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from opd.bootstrap import Interval, over_seeds
 from opd.claims.claim import Case
-from opd.compare.bootstrap import Interval, over_seeds
 from opd.compare.outcome import Field, Ran
 from opd.compare.verdicts import CONTROLS
 

@@ -65,9 +65,9 @@ def probe(words: list[str]) -> int:
     found = measured(settings, plan, Lines())
     show(settings, plan, found)
     if out:
-        from opd.checkpoint import write_text
+        from opd.checkpoint import plain, write_text
 
-        write_text(out, json.dumps(as_json(settings, plan, found), indent=1, allow_nan=False) + "\n")
+        write_text(out, json.dumps(plain(as_json(settings, plan, found)), indent=1, allow_nan=False) + "\n")
         print(f"\nwritten: {out}")
     return 0
 
@@ -96,8 +96,7 @@ def settings_of(given: dict[str, Any]) -> Settings:
     settings = Settings.of(method="sft", **(DEFAULTS | given))
     if acts(settings):
         raise SettingError("opd probe is about texts", got=settings.task, expected="a task of a language model")
-    teacher_spec(settings, settings.build_method())  # there must be one, and it need not be loaded to know
-    return settings
+    return settings.model_copy(update={"teacher": teacher_spec(settings, settings.build_method())})
 
 
 class Lines:
@@ -138,16 +137,8 @@ def measured(settings: Settings, plan: Plan, watch: Lines) -> Report:
 
 
 def as_json(settings: Settings, plan: Plan, found: Report) -> dict[str, Any]:
-    """Everything, with the settings that it rests on; what is not a number is null."""
-    return {"settings": settings.model_dump(include=set(SHARED)), "plan": plan.model_dump(), **plain(asdict(found))}
-
-
-def plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Everything, with the settings that it rests on."""
+    return {"settings": settings.model_dump(include=set(SHARED)), "plan": plan.model_dump(), **asdict(found)}
 
 
 def show(settings: Settings, plan: Plan, found: Report) -> None:
@@ -157,7 +148,7 @@ def show(settings: Settings, plan: Plan, found: Report) -> None:
 
     console = Console(highlight=False)
     console.print()
-    console.print(Text(f"Can {settings.student} be its teacher on {settings.task}?", "bold"), soft_wrap=True)
+    console.print(Text(f"Can {settings.student} be {settings.teacher} on {settings.task}?", "bold"), soft_wrap=True)
     console.print(table(("", "value", "95 % interval", "what it is"), represented(plan, found)))
     console.print(Text("Do the teacher's scores go with the grades of the student's own answers?", "bold"))
     head = ("score of an answer", "within a problem", "overall", "right above wrong")

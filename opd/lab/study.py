@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd.checkpoint import write_text
+from opd.checkpoint import plain, write_text
 from opd.errors import SettingError
 from opd.lab.drawing import Panel, drawn
 
@@ -47,16 +47,8 @@ def write(result: Result, out: Path) -> None:
     """OUT/tables.md, results.json and picture.svg; what is infinite becomes null."""
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "tables.md", "\n".join(table.markdown() for table in result.tables))
-    write_text(out / "results.json", json.dumps(_plain(result.raw), indent=1, allow_nan=False) + "\n")
+    write_text(out / "results.json", json.dumps(plain(result.raw), indent=1, allow_nan=False) + "\n")
     write_text(out / "picture.svg", drawn(result.panels))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def spread(values: Sequence[float], form: str) -> str:

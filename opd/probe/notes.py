@@ -47,7 +47,7 @@ def of_fit(found: Report) -> Iterator[str]:
     best, steps = min(found.fits, key=lambda fit: fit.tuning), found.steps
     if not best.best:
         yield "No fit made new text of the teacher likelier than it was: fitted copies say little here; see --rates."
-    if best.best == steps:
+    elif best.best == steps:
         yield f"The best fit was still improving when its {steps} updates were used up; try --steps {2 * steps}."
     if not found.inside:
         yield f"The best learning rate, {best.rate:.2g}, is the outermost that was tried; see --rates."
