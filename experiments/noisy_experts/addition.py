@@ -26,6 +26,7 @@ from opd.loop import train
 
 NOISE = {WORLDS[0]: (0.1, 0.3, 0.6), WORLDS[1]: (0.3,)}
 COLOUR = dict(zip((SFT, *WRITERS), ("black", COLOURS[4], COLOURS[3], COLOURS[0]), strict=True))
+DEPTHS = (0, TERMS // 2, TERMS - 1)  # in the table
 RATES = (4e-3, 1e-2)
 
 
@@ -49,6 +50,11 @@ def study(arm: Arm, seeds: Sequence[int], steps: int, out: Path) -> list[Values]
     return [run(arm, best, seed, steps, out) for seed in seeds]
 
 
+def before(seeds: Sequence[int], out: Path) -> list[Values]:
+    """The beginner, examined on the keys that it is to learn."""
+    return [run(every_arm()[0], RATES[0], seed, 0, out) for seed in seeds]
+
+
 def clean_share(rate: float, decisions: int = TERMS) -> float:
     """How likely so many decisions in a row are clean: a noisy one may be the right one by chance."""
     return (1 - rate * (1 - 1 / MODULUS)) ** decisions
@@ -61,17 +67,19 @@ def of(arm: Arm, runs: list[Values]) -> list[Values]:
     return [one for one in runs if Arm(one["world"], one["noise"], one["prefix"], one["loss"]) == arm]
 
 
-def summary(runs: list[Values]) -> str:
-    depths = (0, TERMS // 2, TERMS - 1)
-    lines: list[list[str]] = []
+def summary(start: list[Values], runs: list[Values]) -> str:
+    lines = [["untaught", "", "", "", "", *cells(start)]]
     for arm in every_arm():
-        if mine := of(arm, runs):
-            right = [spread([one[key] for one in mine], ".1f") for key in ("greedy", "sampled")]
-            known = [spread([one["known"][depth] for one in mine], ".0f") for depth in depths]
-            lines.append([arm.world, f"{arm.rate:g}", arm.prefix, arm.loss, f"{mine[0]['lr']:g}", *right, *known])
-    at = [f"known at {depth + 1}, %" for depth in depths]
+        mine = of(arm, runs)
+        lines.append([arm.world, f"{arm.rate:g}", arm.prefix, arm.loss, f"{mine[0]['lr']:g}", *cells(mine)])
+    at = [f"known at {depth + 1}, %" for depth in DEPTHS]
     head = ["after a wrong total", "noise", "written by", "loss", "lr", "greedy right, %", "sampled right, %", *at]
     return table(head, lines)
+
+
+def cells(runs: list[Values]) -> list[str]:
+    right = [spread([one[key] for one in runs], ".1f") for key in ("greedy", "sampled")]
+    return right + [spread([one["known"][depth] for one in runs], ".0f") for depth in DEPTHS]
 
 
 def plot(runs: list[Values]) -> Figure:
@@ -107,8 +115,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     beginner(given.out / "beginner")
+    start = before(given.seeds, given.out)
     runs = [one for arm in every_arm() for one in study(arm, given.seeds, given.steps, given.out)]
-    keep(given.out, "noisy-addition", summary(runs), runs, plot(runs))
+    keep(given.out, "noisy-addition", summary(start, runs), start + runs, plot(runs))
 
 
 if __name__ == "__main__":
