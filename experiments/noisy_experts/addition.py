@@ -18,7 +18,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from experiments.noisy_experts.arms import CHANNEL, SFT, WAYS, WORLDS, WRITERS, Arm, Values, examined, prepared
-from experiments.noisy_experts.rule import MODULUS, TERMS
+from experiments.noisy_experts.rule import TERMS
 from experiments.noisy_experts.student import beginner
 from experiments.revisiting.language import SEARCH, remembered
 from experiments.revisiting.results import COLOURS, STYLE, keep, spread, table
@@ -53,11 +53,6 @@ def study(arm: Arm, seeds: Sequence[int], steps: int, out: Path) -> list[Values]
 def before(seeds: Sequence[int], out: Path) -> list[Values]:
     """The beginner, examined on the keys that it is to learn."""
     return [run(every_arm()[0], RATES[0], seed, 0, out) for seed in seeds]
-
-
-def clean_share(rate: float, decisions: int = TERMS) -> float:
-    """How likely so many decisions in a row are clean: a noisy one may be the right one by chance."""
-    return (1 - rate * (1 - 1 / MODULUS)) ** decisions
 
 
 # ---- what comes out
