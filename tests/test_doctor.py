@@ -85,7 +85,7 @@ def test_quiet_about_the_embedded_pair(method):
 
 def test_every_check_speaks_on_the_embedded_pair():
     names = [found.name for found in examine(case(), ANSWERS)]
-    assert len(names) == len(set(names)) == 23
+    assert len(names) == len(set(names)) == 24
 
 
 def test_padding_is_a_pass_with_a_note(tmp_path):
@@ -197,8 +197,8 @@ def test_a_marker_in_an_answer_that_the_teacher_would_spell_otherwise(planted):
 
 def test_a_teacher_that_is_the_student():
     found = complaints(case(teacher="embedded:student"))
-    assert set(found) == {"another model", "another opinion"}
-    assert {one.verdict for one in found.values()} == {"fail"}
+    assert {name for name, one in found.items() if one.verdict == "fail"} == {"another model", "another opinion"}
+    assert set(found) <= {"another model", "another opinion", "teacher's noise"}  # its samples are often wrong
     assert "another model" not in complaints(case("privileged", teacher="embedded:student"))  # it is shown more
 
 
@@ -230,7 +230,7 @@ def test_a_teacher_with_noise_in_its_weights(planted):
 def test_student_and_teacher_swapped():
     found = complaints(case(student="embedded:teacher", teacher="embedded:student"))
     assert "the student is better than its teacher" in found["reward"].evidence
-    assert set(found) <= {"reward", "teacher's own text"}
+    assert set(found) <= {"reward", "teacher's own text", "teacher's noise"}
 
 
 def test_a_teacher_that_cannot_answer():

@@ -28,7 +28,7 @@ def test_healthy_is_0_and_readable_in_80_columns(opd, tmp_path):
     code, out, err = opd("doctor", *SHORT)
     assert (code, err) == (0, "")
     assert out.startswith("local_support on sums, student embedded:student")  # the method when none is named
-    assert "23 pass, 0 warn, 0 fail" in out and "every id means the same in both" in out
+    assert "24 pass, 0 warn, 0 fail" in out and "every id means the same in both" in out
     assert max(map(len, out.splitlines())) <= 80
     assert not list(tmp_path.iterdir())
 

@@ -6,7 +6,8 @@
     tokens.py  spelling.py    ids, stop tokens, markers in pieces
     prompts.py  problems.py   templates and thinking; held-out problems, room for answers
     weights.py  memory.py     the same model by mistake; the memory that a run will need
-    answers.py  signal.py     rewards, lengths, the teacher's own text; imbalance, drift, mismatch
+    answers.py  noise.py      rewards, lengths, the teacher's own text; how noisy its samples are
+    signal.py                 imbalance, drift, mismatch
     acting.py                 instead of most of these, where a policy acts in an environment
 
 A check is a function from a Case or a Trial to findings.
@@ -17,7 +18,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from opd.doctor import acting, answers, demands, memory, problems, prompts, signal, spelling, tokens, trial, weights
+from opd.doctor import (
+    acting,
+    answers,
+    demands,
+    memory,
+    noise,
+    problems,
+    prompts,
+    signal,
+    spelling,
+    tokens,
+    trial,
+    weights,
+)  # fmt: skip
 from opd.doctor.case import Case
 from opd.doctor.finding import Finding
 from opd.errors import OpdError, SettingError
@@ -42,8 +56,9 @@ SPEAKING = Checks(
         weights.same_weights, problems.held_out, problems.room, memory.memory,
     ),
     dynamic=(
-        answers.cut_off, answers.rewards, answers.own_text, answers.read_as_written, spelling.written_markers,
-        signal.finite, signal.same_distribution, signal.imbalance, signal.drift, signal.mismatch,
+        answers.cut_off, answers.rewards, answers.own_text, answers.read_as_written, noise.noise,
+        spelling.written_markers, signal.finite, signal.same_distribution, signal.imbalance, signal.drift,
+        signal.mismatch,
     ),
 )  # fmt: skip
 ACTING = Checks(

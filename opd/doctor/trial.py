@@ -6,7 +6,7 @@ Axes: N rows, n rows of one rollout.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +22,7 @@ from opd.rows import Rows, flatten
 from opd.sample import OneTurn
 from opd.teach import teach
 
+AGAIN = 2  # samples of the teacher per problem
 DOCTOR = -2  # the number of a trial's visits: training counts from 0, an examination is -1
 
 
@@ -35,6 +36,8 @@ class Trial:
     # Rows that the settings mask (--mask, --stop-token mask, --skip-first) are not kept, and in no measurement.
     own: list[Rollout]  # the teacher's greedy answers to the same prompts; none where it can't write
     own_read: list[Array]  # [n] the teacher's log-probs of each of them, when it reads them
+    again: list[list[Rollout]] = field(default_factory=list[list[Rollout]])  # samples of the teacher, by problem: the
+    # first half of the problems, so that they cost what the greedy answers do
 
     @property
     def answers(self) -> list[Rollout]:
@@ -79,7 +82,10 @@ def written(case: Case, count: int) -> Trial:
     greedy = OneTurn(1, Sampling(temperature=0.0, max_new=limit), "teacher")
     own = grade(case.task, greedy(case.cast, visits, 0)) if "text" in can else []
     answers = [rollout for rollout, _ in flatten(own)]
-    return Trial(case, groups, rows, answers, reread(case, answers) if answers and rows is not None else [])
+    own_read = reread(case, answers) if answers and rows is not None else []
+    sampled = OneTurn(AGAIN, Sampling(max_new=limit), "teacher")
+    again = grade(case.task, sampled(case.cast, visits[: -(-len(visits) // AGAIN)], 0)) if own else []
+    return Trial(case, groups, rows, answers, own_read, [list(group.rollouts) for group in again])
 
 
 def fits(case: Case, problem: Problem) -> bool:
