@@ -20,7 +20,7 @@ def study(request, tmp_path_factory):
         patch.setattr(pairs, "BATCH", 4)
         patch.setattr(pairs, "EVERY", 1)
         torch.set_num_threads(1)
-        kind = replace(tasks.KINDS[request.param], teacher=(16, 2), unable=(8, 1), steps=3, start=0.0)
+        kind = replace(tasks.KINDS[request.param], teacher=(16, 2), students={"unable": (8, 1)}, steps=3, start=0.0)
         return compare.Study(request.param, kind, tmp_path_factory.mktemp(request.param), 2, rates=(1e-3, 2e-3))
 
 
@@ -67,15 +67,15 @@ def test_one_student_is_its_teachers_earlier_self_and_the_other_is_smaller(study
     shape = {who: AutoConfig.from_pretrained(folder) for who, folder in study.models.items()}
     size = {who: load_model(folder, device="cpu").num_parameters() for who, folder in study.models.items()}
     same = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
-    assert all(getattr(shape["able"], name) == getattr(shape["teacher"], name) for name in same)
-    assert size["able"] == size["teacher"] > 2 * size["unable"]
-    able, teacher = (load_model(study.models[who], device="cpu") for who in ("able", "teacher"))
+    assert all(getattr(shape[pairs.EARLIER], name) == getattr(shape["teacher"], name) for name in same)
+    assert size[pairs.EARLIER] == size["teacher"] > 2 * size["unable"]
+    able, teacher = (load_model(study.models[who], device="cpu") for who in (pairs.EARLIER, "teacher"))
     moved = [float((a - b).norm() / b.norm()) for a, b in zip(able.parameters(), teacher.parameters(), strict=True)]
     assert 0 < max(moved) < 1, "the same training, later"
 
 
 def test_the_methods_differ_in_who_writes_and_in_nothing_that_is_counted(study):
-    found = {name: study.run("able", name, 1e-3, 0, 1) for name in cell.METHODS}
+    found = {name: study.run(pairs.EARLIER, name, 1e-3, 0, 1) for name in cell.METHODS}
     assert len({round(one["reverse kl"], 9) for one in found.values()}) == 3
     assert found["SFT"]["tokens"] == found["off-policy KL"]["tokens"]
     assert study.run("teacher", "SFT", 1e-3, 0, 0)["forward kl"] == pytest.approx(0, abs=1e-6)
@@ -83,7 +83,7 @@ def test_the_methods_differ_in_who_writes_and_in_nothing_that_is_counted(study):
 
 def test_a_study_runs_to_its_table_and_not_twice(study, capsys):
     methods = ["SFT", "on-policy"]
-    runs = [study.start("teacher"), *study.runs("unable", methods, [0, 1])]
+    runs = [study.start("teacher"), *study.runs("unable", methods, [0])]
     files = {file: file.stat().st_mtime_ns for file in (study.out / "runs").iterdir()}
     assert [run["method"] for run in runs] == [
         "start",
@@ -91,7 +91,7 @@ def test_a_study_runs_to_its_table_and_not_twice(study, capsys):
         *methods * 2,
         *(f"{m}, {compare.LONG} times as long" for m in methods),
     ]
-    assert study.runs("unable", methods, [0, 1]) == runs[1:]
+    assert study.runs("unable", methods, [0]) == runs[1:]
     assert {file: file.stat().st_mtime_ns for file in (study.out / "runs").iterdir()} == files
     text = compare.summary(runs)
     assert "minus SFT" in text and text.count(f"| {study.name} | unable |") == 6

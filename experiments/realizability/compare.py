@@ -18,7 +18,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from experiments.realizability.cell import METHODS, Values, taught
-from experiments.realizability.pairs import PAIRS, made
+from experiments.realizability.pairs import EARLIER, made
 from experiments.realizability.tasks import KINDS, Kind
 from experiments.revisiting.language import remembered
 from experiments.revisiting.results import COLOURS, STYLE, keep, table
@@ -125,13 +125,10 @@ def plot(runs: Sequence[Values]) -> Figure:
                 for teacher in of(runs, task, "teacher", "start"):
                     axes.axvline(100 * teacher[score], color=COLOURS[colour], linestyle=":")
             axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 100))
-            axes.set_title(f"{task}: {TITLES[pair]}", fontsize=9)
+            axes.set_title(f"{task}: {pair}", fontsize=9)
         figure.supxlabel("right, % of held-out problems (dotted: teacher)", fontsize=9)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
-
-
-TITLES = {"able": "can be its teacher", "unable": "cannot"}
 
 
 def main() -> None:
@@ -147,7 +144,7 @@ def main() -> None:
     for name in given.tasks:
         study = Study(name, KINDS[name], given.out, given.steps)
         runs.append(study.start("teacher"))
-        for pair in PAIRS:
+        for pair in (EARLIER, *study.kind.students):
             runs += study.runs(pair, given.methods, given.seeds)
             keep(given.out, "realizability", summary(runs), runs, plot(runs))
 

@@ -1,4 +1,4 @@
-"""A teacher, a student that is its earlier self, and one too small to become it; all learn from right answers alone."""
+"""A teacher, a student that is its earlier self, and smaller ones; all learn from right answers alone."""
 
 import math
 import random
@@ -15,7 +15,7 @@ from opd.engines.hf import HFModel
 from opd.tasks.graders import Graded
 
 BATCH, EVERY = 192, 20
-PAIRS = ("able", "unable")  # earlier self, smaller self
+EARLIER = "earlier self"
 
 
 def shape(width: int, layers: int) -> dict[str, int | float]:
@@ -38,12 +38,13 @@ def batch(kind: Kind, tokenizer: Any, rng: random.Random, held: set[str], size: 
 
 
 def made(out: Path, kind: Kind, task: Graded) -> dict[str, str]:
-    """The folders of the teacher and both students, made where they are missing."""
-    folders = {name: out / name for name in ("teacher", *PAIRS)}
-    if not (folders["teacher"] / "config.json").is_file():  # written last, so that a stopped command begins anew
-        grow(kind, task, shape(*kind.teacher), {folders["able"]: kind.start, folders["teacher"]: None})
-    if not (folders["unable"] / "config.json").is_file():
-        grow(kind, task, shape(*kind.unable), {folders["unable"]: kind.start})
+    """The folders of the teacher and its students, made where they are missing."""
+    folders = {name: out / name for name in ("teacher", EARLIER, *kind.students)}
+    missing = {name for name, folder in folders.items() if not (folder / "config.json").is_file()}
+    if "teacher" in missing:  # written last, so that a stopped command begins anew
+        grow(kind, task, shape(*kind.teacher), {folders[EARLIER]: kind.start, folders["teacher"]: None})
+    for name in missing & kind.students.keys():
+        grow(kind, task, shape(*kind.students[name]), {folders[name]: kind.start})
     return {name: str(folder) for name, folder in folders.items()}
 
 

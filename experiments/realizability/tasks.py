@@ -53,7 +53,7 @@ class Kind:
     words: tuple[str, ...]  # the vocabulary
     max_new: int  # tokens of the longest right answer, and two more
     teacher: tuple[int, int]  # width and layers
-    unable: tuple[int, int]
+    students: dict[str, tuple[int, int]]  # by name; beside them its earlier self
     steps: int  # of the teacher's own training
     start: float  # per cent of samples that are right when a student is taken
 
@@ -144,11 +144,12 @@ KINDS = {
         f"reasoning_gym:countdown,min_numbers={NUMBERS},max_numbers={NUMBERS},max_value={LARGEST},min_target=1,"
         f"max_target={TARGET},operators=+-",
         countdown, same_countdown,
-        (*pieces(*COUNTDOWN), *map(str, range(TARGET + 1)), ", ", *"+- "), 8, (64, 2), (24, 1), 600, 12.0,
+        (*pieces(*COUNTDOWN), *map(str, range(TARGET + 1)), ", ", *"+- "), 8,
+        (64, 2), {"unable": (16, 1)}, 400, 12.0,
     ),
     "sums": Kind(
         f"reasoning_gym:chain_sum,min_terms={TERMS},max_terms={TERMS},min_digits=1,max_digits=1",
         chain_sum, str, (*pieces(SUM), *map(str, range(10)), " + ", " - ", *TOTALS), TERMS + 2,
-        (64, 2), (24, 1), 600, 12.0,
+        (64, 2), {"smaller": (24, 1), "unable": (16, 1)}, 600, 12.0,
     ),
 }  # fmt: skip
