@@ -88,7 +88,7 @@ def test_a_study_runs_to_its_table_and_not_twice(study, capsys):
     assert [run["method"] for run in runs] == [
         "start",
         "start",
-        *methods * 2,
+        *methods,
         *(f"{m}, {compare.LONG} times as long" for m in methods),
     ]
     assert study.runs("unable", methods, [0]) == runs[1:]

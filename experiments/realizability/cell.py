@@ -21,7 +21,7 @@ METHODS: dict[str, Values] = {
     "on-policy": {"method": "gkd", "parameters": {"lam": 1.0, "beta": 1.0, "mean": "token_mean"}},
     "off-policy KL": {"method": "gkd", "parameters": {"lam": 1.0, "beta": 0.0, "mean": "token_mean"}},
 }
-OFF_POLICY = ("off-policy KL",)  # the same as on-policy, but on the teacher's text
+OFF_POLICY = ("off-policy KL",)  # their text is the teacher's
 
 
 def parts(task: Graded) -> dict[str, list[Problem]]:
@@ -65,7 +65,7 @@ def taught(
         warmup=WARMUP, schedule="linear", max_new=max_new, threads=1,
         task="sums,train=1,held_out=1", eval_problems=1,  # replaced below by one that is loaded once
     ))  # fmt: skip
-    training.task = replace(task, grader=none)  # a run that needs no grades is twice as fast without them
+    training.task = replace(task, grader=none)  # nobody reads the grades of what is learned from
     training.source = Source(task.train, seed)
     if method in OFF_POLICY:
         training.method = replace(training.method, sample=ON_TEACHER)

@@ -22,9 +22,9 @@ from experiments.realizability.pairs import EARLIER, made
 from experiments.realizability.tasks import KINDS, Kind
 from experiments.revisiting.language import remembered
 from experiments.revisiting.results import COLOURS, STYLE, keep, table
-from opd.compare.bootstrap import Interval, crossed, over_seeds
+from opd.bootstrap import Interval, crossed, over_seeds
 
-RATES = (4e-3, 1.2e-2, 3.6e-2)
+RATES = (1.3e-3, 4e-3, 1.2e-2, 3.6e-2)
 SEARCH = 1_000_000  # the seed of the runs that choose a rate
 LONG = 4  # times as many updates in one more run, to see where it ends
 SCORES, DISTANCES = ("greedy", "sampled"), ("forward kl", "reverse kl")
@@ -47,8 +47,8 @@ class Study:
         return {"task": self.name, **found}
 
     def start(self, who: str) -> Values:
-        """A model as it is."""
-        return {**self.run(who, "SFT", self.rates[0], 0, 0), "method": "start"}
+        """A model as it is: no update at whatever rate."""
+        return {**self.run(who, "SFT", 1.0, 0, 0), "method": "start"}
 
     def rate(self, pair: str, method: str) -> float:
         """The rate with the most right samples on the problems set aside, in runs of half the length."""
@@ -112,19 +112,20 @@ def summary(runs: Sequence[Values]) -> str:
 
 
 def plot(runs: Sequence[Values]) -> Figure:
-    """Sampled and greedy accuracy, every seed a dot, a panel per task and student; the teacher is the line."""
+    """Sampled and greedy accuracy, every seed a dot, a panel per student; the teacher is the line."""
     places = list(dict.fromkeys((run["task"], run["pair"]) for run in runs if run["pair"] != "teacher"))
+    names = list(dict.fromkeys(run["method"] for run in runs if run["pair"] != "teacher"))[::-1]
     with rc_context(STYLE):
-        figure = Figure(figsize=(8, 1.9 * -(-len(places) // 2)), layout="constrained")
-        for axes, (task, pair) in zip(figure.subplots(-(-len(places) // 2), 2).flat, places, strict=False):
+        figure = Figure(figsize=(9, 2.3), layout="constrained")
+        panels = figure.subplots(1, len(places), sharey=True, squeeze=False)[0]
+        for axes, (task, pair) in zip(panels, places, strict=True):
             mine = [run for run in runs if (run["task"], run["pair"]) == (task, pair)]
-            names = list(dict.fromkeys(run["method"] for run in mine))[::-1]
             for score, colour in (("greedy", 0), ("sampled", 4)):
                 x, y = [100 * run[score] for run in mine], [names.index(run["method"]) for run in mine]
                 axes.plot(x, y, "o", color=COLOURS[colour], alpha=0.7, label=score)
                 for teacher in of(runs, task, "teacher", "start"):
                     axes.axvline(100 * teacher[score], color=COLOURS[colour], linestyle=":")
-            axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 100))
+            axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 102))
             axes.set_title(f"{task}: {pair}", fontsize=9)
         figure.supxlabel("right, % of held-out problems (dotted: teacher)", fontsize=9)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
