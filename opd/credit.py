@@ -201,14 +201,18 @@ class ConstantNegative:
 class Shuffled:
     """The advantages of the kept rows of a batch, dealt out among them by chance: the same numbers, the wrong tokens.
 
-    The deal is a function of the step and of what the rows hold, not of the order in which they stand.
+    The deal is a function of the step and of what the rows hold, not of the order in which they stand. Or those of
+    another column, where they are known.
     """
 
+    column: str = "advantage"
+
     def __call__(self, rows: Rows) -> Rows:
-        kept: Array = rows["keep"].nonzero().squeeze(-1).cpu().numpy()
+        dealt = rows[self.column]
+        kept: Array = (rows["keep"] & ~dealt.isnan()).nonzero().squeeze(-1).cpu().numpy()
         keys = [rows[name].cpu().numpy()[kept] for name in ("untruncated", "token", "position", "row")]
         kept = kept[np.lexsort(keys)]
         deal = np.random.Generator(np.random.Philox(key=[rows.step, len(kept)])).permutation(len(kept))
-        advantage = rows["advantage"].clone()
-        advantage[torch.as_tensor(kept)] = rows["advantage"][torch.as_tensor(kept[deal])]
-        return rows.plus(advantage=advantage)
+        column = dealt.clone()
+        column[torch.as_tensor(kept)] = dealt[torch.as_tensor(kept[deal])]
+        return rows.plus(**{self.column: column})
