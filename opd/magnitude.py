@@ -82,7 +82,9 @@ class Diversity:
         scored = (lost & shown)[rollouts.owner]
         if not bool(scored.any()):
             return rows
-        narrow = Rows(rows.narrow(), rows.step).plus(reward=self._scores(rows, rollouts, lost & ~shown)[rollouts.owner])
+        narrow = Rows({**rows.narrow()}, rows.step).plus(
+            reward=self._scores(rows, rollouts, lost & ~shown)[rollouts.owner]
+        )
         advantage = rows["advantage"].clone()
         advantage[scored] = self.alpha * GroupAdvantage()(narrow.index(scored))["advantage"]
         return rows.plus(advantage=advantage)
@@ -141,11 +143,20 @@ class Bounded:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """`contrast` = log p(y) under the right hint less the log of its mean under the wrong ones (RLCSD, 2606.11709).
+class BothHints:
+    """Rollouts that lack a right hint or any wrong one are left out, and counted as masked.hint (2606.11709)."""
 
-    Rows of a rollout that lacks a hint of either kind are dropped and counted as masked.hint.
-    """
+    wrong: int
+    right: str = "teacher"
+
+    def __call__(self, rows: Rows) -> Rows:
+        some = torch.stack([rows[f"{WRONG.format(k)}.shown"] for k in range(self.wrong)]).any(0)
+        return masked(rows, "hint", rows["keep"] & ~(some & rows[f"{self.right}.shown"]))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """`contrast` = log p(y) under the right hint less the log of its mean under the wrong ones (RLCSD, 2606.11709)."""
 
     wrong: int
     right: str = "teacher"
@@ -155,8 +166,7 @@ class Contrast:
         found = shaping.contrast(
             rows[f"{self.right}.chosen"], torch.stack([rows[f"{name}.chosen"] for name in wrong], -1)
         )
-        shown = torch.stack([rows[f"{name}.shown"] for name in wrong]).any(0) & rows[f"{self.right}.shown"]
-        return masked(rows.plus(contrast=found), "hint", ~shown)
+        return rows.plus(contrast=found)
 
 
 @dataclass(frozen=True)

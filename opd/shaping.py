@@ -52,7 +52,7 @@ def contrast(right: Tensor, wrong: Tensor) -> Tensor:
     out where none was. Shapes: [N], [N, K] -> [N]. Source: RLCSD, arXiv 2606.11709.
     """
     there = ~wrong.isnan()
-    together = torch.where(there, wrong, -torch.inf).logsumexp(-1) - there.sum(-1).log()
+    together = torch.where(there, wrong, -torch.inf).logsumexp(-1) - there.sum(-1).to(wrong).log()
     return torch.where(there.any(-1), right - together, torch.nan)
 
 

@@ -27,7 +27,7 @@ from opd.errors import require
 from opd.groups import GroupAdvantage, SkipTrivial
 from opd.hints import contrasting
 from opd.losses import PolicyGradient
-from opd.magnitude import Contrast, Corrected, Shifted
+from opd.magnitude import BothHints, Contrast, Corrected, Shifted
 from opd.means import named
 from opd.method import Method, Term, Updates, chain
 from opd.observe import Clipped, Columns
@@ -74,7 +74,7 @@ def rlcsd(
     """
     require(n >= 2, "answers per prompt n, which are compared with each other", got=n, expected="at least 2")
     loss, over = PolicyGradient(clip, "untruncated"), named(mean)
-    shape = chain(Contrast(wrong), Shifted(lam, tau, delta), Corrected(cap))
+    shape = chain(BothHints(wrong), Contrast(wrong), Shifted(lam, tau, delta), Corrected(cap))
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p, top_k=top_k)),
         teach=contrasting(template("rlcsd"), wrong, hint == "reference", marked, Want(chosen=True)),

@@ -28,14 +28,14 @@ from opd.hints import ByRightAnswers, SiblingInSystem
 from opd.losses import PolicyGradient
 from opd.magnitude import Dependence, Diversity, Evened, Saturating, Weighted
 from opd.means import named
-from opd.method import Ask, Method, Term, chain, unchanged
+from opd.method import Ask, Method, Term, chain
 from opd.observe import Clipped, Columns
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
 from opd.views import template
 
-CONTROLS = {"own": unchanged, "mean": Evened("hint.weight"), "shuffled": Shuffled("hint.weight")}
+CONTROLS = {"own": (), "mean": (Evened("hint.weight"),), "shuffled": (Shuffled("hint.weight"),)}
 
 
 def sc_grpo(
@@ -67,14 +67,14 @@ def sc_grpo(
     one_of("the weights of tokens", weights, CONTROLS)
     lost = SiblingInSystem(template("sc_grpo_failed"), "wrong", shared=True)
     view = ByRightAnswers(none=lost, several=SiblingInSystem(template("sc_grpo")))
-    weigh = chain(Dependence(), Saturating(percentile, floor, micro), Diversity(alpha), CONTROLS[weights])
+    weigh = (Dependence(), Saturating(percentile, floor, micro), Diversity(alpha), *CONTROLS[weights])
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
         teach=(
             Ask("teacher", "teacher", Want(dist=True), view, optional=True),
             Ask("own", "student", Want(dist=True)),
         ),
-        credit=chain(GroupAdvantage(), weigh, Weighted("hint.weight")),
+        credit=chain(GroupAdvantage(), *weigh, Weighted("hint.weight")),
         terms={"reward": Term(PolicyGradient(clip, "untruncated"), named(mean))},
         lookup=(Clipped(clip, clip), Columns(("hint.kl", "hint.weight", "hint.faint"))),
         casting={"teacher": "self:live"},
