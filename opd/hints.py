@@ -75,14 +75,16 @@ def labelled_if_marked(rollout: Rollout) -> str | None:
 WRONG = "wrong.{}"  # the columns of the wrong hints
 
 
-def contrasting(template: str, wrong: int, reference: bool, only_marked: bool, want: Want) -> tuple[Ask, ...]:
+def contrasting(
+    template: str, wrong: int, reference: bool, only_marked: bool, want: Want, of_wrong: Want | None = None
+) -> tuple[Ask, ...]:
     """The teacher's asks under one right hint, a sibling or the reference, and under `wrong` wrong siblings.
 
-    A rollout may have fewer siblings of a kind, or none: all asks are optional.
+    A rollout may have fewer siblings of a kind, or none: all asks are optional. They want the same, unless `of_wrong`.
     """
     require(wrong >= 1, "wrong hints per answer", got=wrong, expected="at least 1")
     shows = labelled_if_marked if only_marked else labelled
     right = Reference(template, True) if reference else Sibling(template, "right", shows=shows)
     siblings = [Sibling(template, "wrong", number, shows=shows) for number in range(wrong)]
-    asks = [Ask(WRONG.format(k), "teacher", want, view, optional=True) for k, view in enumerate(siblings)]
+    asks = [Ask(WRONG.format(k), "teacher", of_wrong or want, one, optional=True) for k, one in enumerate(siblings)]
     return (Ask("teacher", "teacher", want, right, optional=True), *asks)

@@ -167,6 +167,8 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "contrast.stopped": Metric(
             "share", "tokens whose shift was stopped before it turned the reward around", "few."
         ),
+        "contrast.weight": Metric("", "mean weight D / (D + 1), D between right and wrong hints", "above 0."),
+        "entry.cut": Metric("share", "tokens of the support whose part of the loss was cut to its bound", "few."),
         "importance.cut": Metric("share", "tokens whose weight pi(y)/mu(y) was cut to the cap", "near 0."),
     },
     "Engines": {

@@ -48,12 +48,19 @@ def bounded(advantage: Tensor, evidence: Tensor, width: float, share: float) -> 
 def contrast(right: Tensor, wrong: Tensor) -> Tensor:
     """log p(y | right hint) - log mean_k p(y | wrong hint k): what all hints do to a token alike cancels.
 
-    A mixture of probabilities, not a mean of log-probs; a nan in `wrong` is a hint that was not there, and nan comes
-    out where none was. Shapes: [N], [N, K] -> [N]. Source: RLCSD, arXiv 2606.11709.
+    Shapes: [N], [N, K] -> [N]. Source: RLCSD, arXiv 2606.11709.
     """
-    there = ~wrong.isnan()
-    together = torch.where(there, wrong, -torch.inf).logsumexp(-1) - there.sum(-1).to(wrong).log()
-    return torch.where(there.any(-1), right - together, torch.nan)
+    return right - together(wrong)
+
+
+def together(hints: Tensor) -> Tensor:
+    """log mean_k p_k of log p [..., K]: a mixture of probabilities, not a mean of log-probs.
+
+    A nan is a hint that was not there, and nan comes out where none was. Shapes: [..., K] -> [...].
+    """
+    there = ~hints.isnan()
+    mixed = torch.where(there, hints, -torch.inf).logsumexp(-1) - there.sum(-1).to(hints).log()
+    return torch.where(there.any(-1), mixed, torch.nan)
 
 
 def shifted(advantage: Tensor, evidence: Tensor, size: float, tau: float) -> tuple[Tensor, Tensor]:
@@ -64,3 +71,23 @@ def shifted(advantage: Tensor, evidence: Tensor, size: float, tau: float) -> tup
     shift = size * (evidence / tau).tanh()
     moved = advantage + shift
     return torch.where(advantage * moved > 0, moved, 0.0), shift
+
+
+def sharpened(right: Tensor, wrong: Tensor, strength: float, floor: float) -> Tensor:
+    """log softmax((1 + a) log p_right - a max(log p_wrong, floor)): away from what wrong hints make likely, too.
+
+    The floor keeps a token that no wrong hint allows from taking all. Shapes: [N, K], [N, K] -> [N, K].
+    Source: RLCSD, arXiv 2606.11709, its plug-in for OPSD.
+    """
+    return ((1 + strength) * right - strength * wrong.clamp(min=floor)).log_softmax(-1)
+
+
+def bounded_forward_kl(lp: Tensor, lq: Tensor, most: float) -> tuple[Tensor, Tensor]:
+    """sum_v min(q (log q - log p), most), and the share of tokens v where the bound cut [N]; 0 for no bound.
+
+    A token that is cut has no gradient, so that the loss can point away from q. Shapes: [N, K], [N, K] -> [N], [N].
+    Source: OPSD, arXiv 2601.18734, with the bound of RLCSD's code.
+    """
+    entries = lq.exp() * (lq - lp)
+    cut = entries > (most or torch.inf)
+    return torch.where(cut, most, entries).sum(-1), cut.to(entries).mean(-1)

@@ -31,6 +31,7 @@ TABLE = {
         {"student writes": 1, "student reads": 1, "teacher reads": 1, "student learns": 1},
         {MATCHES},
     ),
+    "opsd_ectr": ({"k": 3}, {"student writes": 1, "teacher reads": 2, "student learns": 1}, set()),
     "policy_distillation": ({"tau": 0.5}, {"teacher writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "privileged": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "raps_da": (
@@ -42,6 +43,7 @@ TABLE = {
     "representation": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "rlcsd": ({}, {"student writes": 1, "teacher reads": 2, "student learns": 4}, set()),
     "rlsd": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
+    "rlsd_ectr": ({}, {"student writes": 1, "teacher reads": 2, "student learns": 1}, set()),
     "sampled_token": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "sc_grpo": ({}, {"student writes": 1, "student reads": 1, "teacher reads": 1, "student learns": 1}, set()),
     "sequence_kl": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
