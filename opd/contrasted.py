@@ -48,12 +48,10 @@ class TowardsContrast:
         return {"contrast.weight": weight, "entry.cut": cut}
 
     def _compared(self, student: Dist, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        ids, right = rows[f"{self.teacher}.ids"], rows.dist(self.teacher)
+        ids = rows[f"{self.teacher}.ids"]
         hints = torch.stack([rows[f"{WRONG.format(k)}.gathered"] for k in range(self.wrong)], -1)
-        known = torch.ones_like(ids, dtype=torch.bool)
-        wrong = maths.Support(ids, known, shaping.together(hints), right.at(ids))
-        wrong, right = maths.close(wrong, "tail")
-        ours, _ = maths.close(maths.Support(ids, known, student.at(ids), rows.dist(self.teacher).at(ids)), "tail")
+        supports = student.at(ids), rows.dist(self.teacher).at(ids), shaping.together(hints)
+        ours, right, wrong = map(shaping.with_rest, supports)
         weight = shaping.saturating(maths.forward_kl(wrong, right), torch.full_like(ours[:, 0].detach(), self.half))
         target = shaping.sharpened(right, wrong, self.strength, self.floor)
         return *shaping.bounded_forward_kl(ours, target, self.most), weight

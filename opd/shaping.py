@@ -73,6 +73,17 @@ def shifted(advantage: Tensor, evidence: Tensor, size: float, tau: float) -> tup
     return torch.where(advantage * moved > 0, moved, 0.0), shift
 
 
+def with_rest(lp: Tensor) -> Tensor:
+    """Log-masses [N, K] of a support, and last that of everything else: [N, K + 1].
+
+    A rest below 4 sqrt(K) eps is rounding and counts as that size, so that three readers can be compared and none of
+    them gives a bucket nothing that another gives something (maths.close does this for two).
+    """
+    least = 4 * lp.shape[-1] ** 0.5 * torch.finfo(lp.dtype).eps
+    rest = -lp.logsumexp(-1, keepdim=True).expm1()
+    return torch.cat([lp, rest.clamp(min=least).log()], -1)
+
+
 def sharpened(right: Tensor, wrong: Tensor, strength: float, floor: float) -> Tensor:
     """log softmax((1 + a) log p_right - a max(log p_wrong, floor)): away from what wrong hints make likely, too.
 

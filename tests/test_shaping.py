@@ -8,6 +8,7 @@ import torch
 
 from opd import maths, shaping
 from opd.contract import distance, gradients, toy_cast, toy_groups
+from opd.contrasted import TowardsContrast
 from opd.credit import Shuffled
 from opd.dist import TableDist
 from opd.errors import DataError, OpdError
@@ -17,12 +18,13 @@ from opd.lab.toy import ToyModel, problems
 from opd.losses import PolicyGradient
 from opd.magnitude import Bounded, Contrast, Corrected, Dependence, Diversity, Evened, Saturating, Shifted, Weighted
 from opd.means import token_mean
+from opd.observe import measured
 from opd.recipes import load
 from opd.rollout import Visit
 from opd.rounds import Fading
 from opd.rows import Rows
-from opd.step import prepare
-from opd.views import Sibling
+from opd.step import gradient, prepare
+from opd.views import Sibling, told
 
 
 def tensor(*values):
@@ -60,12 +62,6 @@ def gradient_of(method, rewards=None, step=0):
 
 def grpo(mean, **parameters):
     return load("grpo")(n=8, mean=mean, **parameters)
-
-
-def close_by(method):
-    """The method whose hints end the prompt: the toy forgets what stands far before its answer."""
-    asks = tuple(replace(ask, view=replace(ask.view, template="{prompt}{context}")) for ask in method.teach)
-    return replace(method, teach=asks)
 
 
 # -------------------------------------------------------------------------------------------------------------- RLSD
@@ -226,7 +222,7 @@ def test_rlcsd_is_grpo_where_nothing_is_selected(limit):
     rows, student, sequences = credited(method)
     assert rows["plain"].all()
     assert distance(gradients(method, student, rows, sequences), grpo_of_the_rows(rows, student, sequences)) == 0
-    other = close_by(load("rlcsd")(cap=0.0))
+    other = load("rlcsd")(cap=0.0)
     assert distance(gradient_of(other), grpo_of_the_rows(rows, student, sequences)) > 1e-6
 
 
@@ -290,7 +286,7 @@ def test_rlcsd_with_marked_answers_only_differs_from_the_default():
 
 
 def test_rlcsd_has_two_means_each_over_its_own_tokens():
-    method = close_by(load("rlcsd")(delta=0.4))
+    method = load("rlcsd")(delta=0.4)
     rows, _, _ = credited(method)
     assert 0 < int(rows["selected"].sum()) < int(rows["keep"].sum())
     assert torch.equal(rows["selected"] | rows["plain"], rows["keep"]) and not (rows["selected"] & rows["plain"]).any()
@@ -305,6 +301,86 @@ def test_the_importance_weight_is_capped_and_counted():
     assert rows["advantage"].tolist() == pytest.approx([math.exp(-0.5), -1.0, 2.0])
     assert rows["importance.cut"].tolist() == [0, 0, 1]
     assert Corrected(0.0)(Rows(columns))["advantage"].tolist() == [1, -1, 1]
+
+
+# ---------------------------------------------------------------------------------------------------- RLCSD's plug-ins
+
+
+def test_rlsd_with_contrast_is_grpo_without_its_factor_and_ignores_style():
+    rows, student, sequences = credited(load("rlsd_ectr")(lam=0.0))
+    plain = grpo_of_the_rows(rows, student, sequences)
+    assert distance(gradients(load("rlsd_ectr")(), student, rows, sequences), plain) == 0
+    shaped, student, sequences = credited(load("rlsd_ectr")())
+    assert distance(gradients(load("rlsd_ectr")(), student, shaped, sequences), plain) > 1e-6
+    right, wrong, style = draw(6), draw(2, 6, seed=1), 2 * draw(6, seed=2)
+    bounded = Bounded("contrast", 0.2, Fading(0.5, 50))
+    shape = lambda shift: bounded(Contrast(2)(hinted(right + shift, wrong + shift, 0.3)))["advantage"]
+    assert same(shape(0 * style), shape(style))
+
+
+def test_the_contrastive_target_is_the_right_hint_turned_away_from_wrong_ones():
+    right, wrong = draw(4, 6).log_softmax(-1), draw(4, 6, seed=1).log_softmax(-1)
+    assert same(shaping.sharpened(right, wrong, 0.0, -5.0), right)
+    assert same(shaping.sharpened(right, right, 0.5, -100.0), right)
+    tilted = right.exp() * (right - wrong).exp() ** 0.5
+    assert same(shaping.sharpened(right, wrong, 0.5, -100.0).exp(), tilted / tilted.sum(-1, keepdim=True))
+    never = wrong.clone()
+    never[:, 0] = -1000.0  # without a floor a token that no wrong hint allows takes all
+    assert bool((shaping.sharpened(right, never, 0.5, -1e9)[:, 0] > -1e-12).all())
+    assert bool((shaping.sharpened(right, never, 0.5, -5.0)[:, 0] < -1e-3).all())
+
+
+def test_the_bounded_divergence_cuts_single_tokens_and_can_point_away_from_the_target():
+    lp, lq = tensor([0.7, 0.2, 0.1]).log(), tensor([0.5, 0.2, 0.3]).log()
+    whole, cut = shaping.bounded_forward_kl(lp, lq, 0.0)
+    assert same(whole, maths.forward_kl(lp, lq)) and float(cut) == 0
+    bounded, cut = shaping.bounded_forward_kl(lp, lq, 0.05)
+    assert float(bounded) == pytest.approx(0.5 * math.log(0.5 / 0.7) + 0.05) and float(cut) == pytest.approx(1 / 3)
+    logits = lp[0].clone().requires_grad_()
+    value = lambda most: shaping.bounded_forward_kl(logits.log_softmax(-1)[None], lq, most)[0].sum()
+    assert torch.autograd.grad(value(0.0), logits)[0][2] < 0 < torch.autograd.grad(value(0.05), logits)[0][2]
+
+
+def contrasted(k, wrong):
+    """A table of six rows over five tokens: the student, the k best tokens under the right hint, two wrong hints."""
+    student, right = draw(6, 5).log_softmax(-1), draw(6, 5, seed=1).log_softmax(-1)
+    token = torch.zeros(6, dtype=torch.long)
+    ids = right.topk(k).indices
+    columns = {"keep": torch.ones(6, dtype=torch.bool), "teacher": TableDist(right, token), "teacher.ids": ids}
+    columns |= {f"wrong.{n}.gathered": table.gather(-1, ids) for n, table in enumerate(wrong)}
+    return student, right, TableDist(student, token), Rows(columns)
+
+
+def test_opsd_with_contrast_is_weighted_forward_kl_on_the_whole_vocabulary():
+    wrong = draw(2, 6, 5, seed=2).log_softmax(-1)
+    student, right, dist, rows = contrasted(5, wrong)
+    mixed = wrong.exp().mean(0).log()
+    distance = maths.forward_kl(mixed, right)
+    exact = distance / (distance + 1) * maths.forward_kl(student, right)
+    assert same(TowardsContrast(2, strength=0.0, most=0.0)(dist, rows), exact, 1e-12)
+    assert not same(TowardsContrast(2, most=0.0)(dist, rows), exact, 1e-3)
+    assert not same(TowardsContrast(2, strength=0.0)(dist, rows), exact, 1e-3)  # the released bound is another loss
+
+
+def test_opsd_with_contrast_learns_nothing_where_right_and_wrong_hints_say_the_same():
+    right = draw(6, 5, seed=1).log_softmax(-1)
+    for k in (2, 5):
+        _, _, dist, rows = contrasted(k, [right, right])
+        loss = TowardsContrast(2)
+        assert float(loss(dist, rows).abs().max()) < 1e-14
+        assert float(loss.cut(dist, rows)["contrast.weight"].max()) < 1e-14
+
+
+def test_a_rest_that_is_rounding_is_never_nothing():
+    """Where the student's support holds all its mass and another reader's does not, the loss stays finite."""
+    lp = tensor([0.5, 0.5], [0.5, 0.25], [0.6, 0.4 + 1e-16]).log()
+    rest = shaping.with_rest(lp)[:, -1].exp()
+    assert rest.tolist() == pytest.approx([4 * 2**0.5 * 2**-52, 0.25, 4 * 2**0.5 * 2**-52])
+
+
+def test_opsd_with_contrast_keeps_only_what_has_both_hints():
+    rows, _, _ = credited(load("opsd_ectr")(k=3), rewards=[1, 0, 0, 0, 0, 0, 0, 0])
+    assert torch.equal(rows["keep"], ~rows["masked.hint"]) and int(rows["masked.hint"].sum()) > 0
 
 
 # ------------------------------------------------------------------------------------------------------------- SC-GRPO
@@ -553,6 +629,33 @@ def test_the_reference_is_the_context_or_else_the_answer():
         view.check(replace(problem, privileged_context=None, answer=None))
 
 
+def test_braces_in_what_is_filled_in_are_text():
+    messages = ({"role": "user", "content": "what is {context}?"},)
+    assert told(messages, "{prompt} {context}", "{prompt}")[0]["content"] == "what is {context}? {prompt}"
+
+
+# ----------------------------------------------------------------------------------------------------- in the same run
+
+
+def test_what_was_not_shown_is_not_measured_and_the_student_still_is():
+    plain = load("sc_grpo")()
+    cast = toy_cast(plain)
+    method = measured(plain, cast)
+    groups = [replace(g, rollouts=rewarded(g, i)) for i, g in enumerate(toy_groups(method, cast))]
+    rows, sequences = prepare(groups, method, cast, 0)
+    seen = gradient(cast["student"], rows, sequences, method).observed
+    assert 0 < int(rows["teacher.shown"].sum()) < len(rows)
+    for name in ("reverse_kl", "teacher.entropy", "support.mass", "hint.kl", "hint.weight", "hint.faint"):
+        assert torch.equal(seen[name].isnan(), ~rows["teacher.shown"]), name
+    assert not seen["student.chosen"].isnan().any() and not seen["student.entropy"].isnan().any()
+
+
+def rewarded(group, number):
+    """Every other group has a single right answer, and so no hint; the others have four."""
+    right = 1 if number % 2 else 4
+    return tuple(one.tagged(reward=float(i < right)) for i, one in enumerate(group.rollouts))
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
@@ -567,6 +670,9 @@ def test_the_reference_is_the_context_or_else_the_answer():
         ("rlcsd", {"wrong": 0}),
         ("rlcsd", {"tau": 0.0}),
         ("rlcsd", {"cap": -1.0}),
+        ("opsd_ectr", {"most": -1.0}),
+        ("opsd_ectr", {"half": 0.0}),
+        ("rlsd_ectr", {"wrong": 0}),
         ("sc_grpo", {"n": 2}),
         ("sc_grpo", {"percentile": 101.0}),
         ("sc_grpo", {"floor": 0.0}),
@@ -580,7 +686,7 @@ def test_impossible_values_are_refused_when_the_method_is_built(name, parameters
 
 
 def test_rewards_are_needed_and_said_so():
-    assert all(load(name)().needs_reward for name in ("rlsd", "rlcsd", "sc_grpo"))
+    assert all(load(name)().needs_reward for name in ("opsd_ectr", "rlsd", "rlsd_ectr", "rlcsd", "sc_grpo"))
 
 
 def test_a_share_that_fades_is_read_at_the_tables_step():
