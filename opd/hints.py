@@ -15,6 +15,7 @@ from opd.stated import final_answer, marked
 from opd.views import Privileged, Sibling
 
 LABEL = "Correct final answer:"  # under a wrong hint too, so that right and wrong ones differ in content alone
+WRONG = "wrong.{}"  # the columns of the wrong hints
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,6 @@ def labelled(rollout: Rollout) -> str:
 def labelled_if_marked(rollout: Rollout) -> str | None:
     """The same of an answer that marks its final answer (in a box, say); another one is no hint."""
     return None if marked(rollout.text) is None else labelled(rollout)
-
-
-WRONG = "wrong.{}"  # the columns of the wrong hints
 
 
 def contrasting(

@@ -144,9 +144,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "hint.kl": Metric(
             "nats", "KL(copy that is shown an answer || student): how much a token depends on knowing it", "above 0."
         ),
-        "hint.weight": Metric(
-            "", "mean weight D / (D + c) of the tokens whose copy was shown an answer", "0.2 to 0.5."
-        ),
+        "hint.weight": Metric("", "mean weight D / (D + c) of the tokens whose copy was shown an answer", "steady."),
         "hint.faint": Metric(
             "share",
             "tokens whose divergence is below the floor",
