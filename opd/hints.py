@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from opd.errors import DataError, require
+from opd.errors import DataError, one_of, require
 from opd.method import Ask, View
 from opd.protocols import Want
 from opd.rollout import Group, Message, Problem, Rollout
@@ -74,15 +74,16 @@ def labelled_if_marked(rollout: Rollout) -> str | None:
 
 
 def contrasting(
-    template: str, wrong: int, reference: bool, only_marked: bool, want: Want, of_wrong: Want | None = None
+    template: str, hint: str, wrong: int, only_marked: bool, want: Want, of_wrong: Want | None = None
 ) -> tuple[Ask, ...]:
-    """The teacher's asks under one right hint, a sibling or the reference, and under `wrong` wrong siblings.
+    """The teacher's asks under one right hint, a `sibling` or the `reference`, and under `wrong` wrong siblings.
 
     A rollout may have fewer siblings of a kind, or none: all asks are optional. They want the same, unless `of_wrong`.
     """
+    one_of("the right hint", hint, ("sibling", "reference"))
     require(wrong >= 1, "wrong hints per answer", got=wrong, expected="at least 1")
     shows = labelled_if_marked if only_marked else labelled
-    right = Reference(template, True) if reference else Sibling(template, "right", shows=shows)
+    right = Reference(template, True) if hint == "reference" else Sibling(template, "right", shows=shows)
     siblings = [Sibling(template, "wrong", number, shows=shows) for number in range(wrong)]
     asks = [Ask(WRONG.format(k), "teacher", of_wrong or want, one, optional=True) for k, one in enumerate(siblings)]
     return (Ask("teacher", "teacher", want, right, optional=True), *asks)

@@ -151,7 +151,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "well below 1; near it the model cannot read its own answers and stops learning in silence.",
         ),
         "evidence": Metric(
-            "nats", "mean log-ratio of the copy that knows the reference, or of right hints over wrong ones"
+            "nats", "mean log-ratio of the decided token, a copy that knows the reference against the student"
         ),
         "evidence.cut": Metric(
             "share", "tokens whose factor was cut to its bounds", "some; 1 means only a sign is left."

@@ -668,6 +668,7 @@ def rewarded(group, number):
         ("rlsd", {"fade": -1}),
         ("rlcsd", {"n": 1}),
         ("rlcsd", {"wrong": 0}),
+        ("rlcsd", {"hint": "both"}),
         ("rlcsd", {"tau": 0.0}),
         ("rlcsd", {"cap": -1.0}),
         ("opsd_ectr", {"most": -1.0}),
@@ -683,6 +684,15 @@ def rewarded(group, number):
 def test_impossible_values_are_refused_when_the_method_is_built(name, parameters):
     with pytest.raises(OpdError):
         load(name)(**parameters)
+
+
+def test_published_defaults():
+    rlsd, rlcsd, sc_grpo = (load(name)() for name in ("rlsd", "rlcsd", "sc_grpo"))
+    assert rlsd.casting == rlcsd.casting == {"teacher": "self:every=10"} and sc_grpo.casting == {"teacher": "self:live"}
+    assert rlsd.credit.parts[-1] == Bounded("evidence", 0.2, Fading(0.5, 50))
+    assert (rlcsd.sample.n, rlcsd.sample.sampling.top_p, rlcsd.sample.sampling.top_k) == (8, 0.95, 20)
+    assert Shifted(0.5, 0.02, 0.02) in rlcsd.credit.parts[-1].parts and len(rlcsd.teach) == 5
+    assert {Saturating(75.0, 1e-4), Diversity(0.1)} <= set(sc_grpo.credit.parts)
 
 
 def test_rewards_are_needed_and_said_so():

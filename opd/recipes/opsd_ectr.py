@@ -59,7 +59,7 @@ def opsd_ectr(
     loss = TowardsContrast(wrong, strength, floor, most, half)
     return Method(
         sample=OneTurn(n, Sampling(top_p=top_p, top_k=top_k)),
-        teach=contrasting(template("rlcsd"), wrong, hint == "reference", marked, right, others),
+        teach=contrasting(template("rlcsd"), hint, wrong, marked, right, others),
         credit=BothHints(wrong),
         terms={"match": Term(loss, named(mean))},
         observe=(loss.cut,),

@@ -77,7 +77,7 @@ def rlcsd(
     shape = chain(BothHints(wrong), Contrast(wrong), Shifted(lam, tau, delta), Corrected(cap))
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p, top_k=top_k)),
-        teach=contrasting(template("rlcsd"), wrong, hint == "reference", marked, Want(chosen=True)),
+        teach=contrasting(template("rlcsd"), hint, wrong, marked, Want(chosen=True)),
         credit=chain(SkipTrivial(), GroupAdvantage(), shape),
         terms={"plain": Term(loss, over, rows="plain"), "selected": Term(loss, over, eta, rows="selected")},
         updates=Updates(parts=updates),
