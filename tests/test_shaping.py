@@ -389,7 +389,7 @@ def test_opsd_with_contrast_keeps_only_what_has_both_hints():
 def test_sc_grpo_weight_tends_to_grpo_as_c_falls_to_0():
     method = lambda **more: load("sc_grpo")(n=8, **more)
     plain = gradient_of(grpo("sequence_mean"))
-    gaps = [distance(gradient_of(method(percentile=0.0, floor=floor)), plain) for floor in (1e-2, 1e-9)]
+    gaps = [distance(gradient_of(method(percentile=0.0, least=least)), plain) for least in (1e-2, 1e-9)]
     assert gaps[1] > 1e-4  # the least D of the batch is c: still a weight of one half there
     rows, student, sequences = credited(method())
     tiny = shaping.saturating(rows["hint.kl"], torch.full_like(rows["hint.kl"], 1e-13))
@@ -676,7 +676,7 @@ def rewarded(group, number):
         ("rlsd_ectr", {"wrong": 0}),
         ("sc_grpo", {"n": 2}),
         ("sc_grpo", {"percentile": 101.0}),
-        ("sc_grpo", {"floor": 0.0}),
+        ("sc_grpo", {"least": 0.0}),
         ("sc_grpo", {"micro": -1}),
         ("sc_grpo", {"weights": "none"}),
     ],

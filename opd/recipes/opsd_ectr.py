@@ -30,7 +30,7 @@ def opsd_ectr(
     *,
     k: int = 100,
     strength: float = 0.5,
-    floor: float = -5.0,
+    least: float = -5.0,
     most: float = 0.05,
     half: float = 1.0,
     n: int = 8,
@@ -44,7 +44,7 @@ def opsd_ectr(
     """
     k: best tokens under the right hint that are looked at one by one
     strength: a, how far the target is turned away from wrong hints; 0 for the right hint alone
-    floor: least log-prob under wrong hints that counts
+    least: least log-prob under wrong hints that counts
     most: bound b on each token's share of the divergence; 0 for none
     half: divergence of right and wrong hints at which a row weighs one half
     n: answers per prompt, which are each other's hints
@@ -56,7 +56,7 @@ def opsd_ectr(
     mean: token_mean, sequence_mean or sequence_sum
     """
     right, others = Want(topk=k), Want(gather="teacher.ids")
-    loss = TowardsContrast(wrong, strength, floor, most, half)
+    loss = TowardsContrast(wrong, strength, least, most, half)
     return Method(
         sample=OneTurn(n, Sampling(top_p=top_p, top_k=top_k)),
         teach=contrasting(template("rlcsd"), hint, wrong, marked, right, others),

@@ -42,7 +42,7 @@ def sc_grpo(
     *,
     n: int = 8,
     percentile: float = 75.0,
-    floor: float = 1e-4,
+    least: float = 1e-4,
     micro: int = 0,
     alpha: float = 0.1,
     weights: Literal["own", "mean", "shuffled"] = "own",
@@ -54,7 +54,7 @@ def sc_grpo(
     """
     n: answers per prompt; from three on one can be right and another shown
     percentile: of the divergences, where a token has half its weight
-    floor: least divergence that is half a weight
+    least: least divergence that is half a weight
     micro: rollouts over which the percentile is taken; 0 for the whole batch
     alpha: size of the advantage where no answer is right
     weights: each token's own, or a control: their mean for all, or shuffled
@@ -67,7 +67,7 @@ def sc_grpo(
     one_of("the weights of tokens", weights, CONTROLS)
     lost = SiblingInSystem(template("sc_grpo_failed"), "wrong", shared=True)
     view = ByRightAnswers(none=lost, several=SiblingInSystem(template("sc_grpo")))
-    weigh = (Dependence(), Saturating(percentile, floor, micro), Diversity(alpha), *CONTROLS[weights])
+    weigh = (Dependence(), Saturating(percentile, least, micro), Diversity(alpha), *CONTROLS[weights])
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
         teach=(
