@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from opd import maths
+from opd.dist import Dist
 from opd.errors import one_of, require
 from opd.rollout import Array
 from opd.rows import Rows
 
 MEASURED = 512  # rows whose whole distributions exist at the same time
+Divergence = Callable[[Tensor, Tensor], Tensor]  # (lp, lq) [n, V] -> [n]
 UNITS = {"rows": "row", "tokens": "position", "turns": "turn"}
 
 
@@ -81,13 +83,20 @@ class LessMean:
         return rows.plus(advantage=rows["advantage"] - maths.mean_of(rows["advantage"], rows["row"]))
 
 
+def apart(divergence: Divergence, ours: Dist, theirs: Dist, numbers: Tensor) -> Tensor:
+    """[n] how far two readers are apart at the rows with these numbers, a chunk at a time: no [N, V] tensor exists."""
+    return torch.cat(
+        [divergence(ours.index(some).logprobs(), theirs.index(some).logprobs()) for some in numbers.split(MEASURED)]
+    )
+
+
 @dataclass(frozen=True)
 class FutureCost:
     """advantage_n = - sum over later rows m of gamma^(time_m - time_n) D_m: the part of the sequence's gradient that
     choosing n has in what follows (1902.02186, table 1). D is measured in chunks, so no [N, V] tensor exists.
     """
 
-    divergence: Callable[[Tensor, Tensor], Tensor]
+    divergence: Divergence
     gamma: float = 1.0
     student: str = "own"
     teacher: str = "teacher"
@@ -96,9 +105,8 @@ class FutureCost:
         require(0 <= self.gamma <= 1, "the discount gamma", got=self.gamma, expected="a number in [0, 1]")
 
     def __call__(self, rows: Rows) -> Rows:
-        ours, theirs = rows.dist(self.student), rows.dist(self.teacher)
-        parts = [slice(start, start + MEASURED) for start in range(0, len(rows), MEASURED)]
-        cost = torch.cat([self.divergence(ours.index(s).logprobs(), theirs.index(s).logprobs()) for s in parts])
+        numbers = torch.arange(len(rows), device=rows["keep"].device)
+        cost = apart(self.divergence, rows.dist(self.student), rows.dist(self.teacher), numbers)
         later = maths.returns(cost, rows["episode"], torch.arange(len(rows), device=cost.device), self.gamma) - cost
         return rows.plus(advantage=-later.to(rows["behaviour"].dtype))
 
@@ -193,14 +201,18 @@ class ConstantNegative:
 class Shuffled:
     """The advantages of the kept rows of a batch, dealt out among them by chance: the same numbers, the wrong tokens.
 
-    The deal is a function of the step and of what the rows hold, not of the order in which they stand.
+    The deal is a function of the step and of what the rows hold, not of the order in which they stand. Or those of
+    another column, where they are known.
     """
 
+    column: str = "advantage"
+
     def __call__(self, rows: Rows) -> Rows:
-        kept: Array = rows["keep"].nonzero().squeeze(-1).cpu().numpy()
+        dealt = rows[self.column]
+        kept: Array = (rows["keep"] & ~dealt.isnan()).nonzero().squeeze(-1).cpu().numpy()
         keys = [rows[name].cpu().numpy()[kept] for name in ("untruncated", "token", "position", "row")]
         kept = kept[np.lexsort(keys)]
         deal = np.random.Generator(np.random.Philox(key=[rows.step, len(kept)])).permutation(len(kept))
-        advantage = rows["advantage"].clone()
-        advantage[torch.as_tensor(kept)] = rows["advantage"][torch.as_tensor(kept[deal])]
-        return rows.plus(advantage=advantage)
+        column = dealt.clone()
+        column[torch.as_tensor(kept)] = dealt[torch.as_tensor(kept[deal])]
+        return rows.plus(**{self.column: column})

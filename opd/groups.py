@@ -43,11 +43,11 @@ class Rollouts:
 
     def mean(self, values: Tensor) -> Tensor:
         """[B] -> [B] the mean of each rollout's group."""
-        return self._sum(values) / self.size
+        return self.total(values) / self.size
 
     def deviation(self, values: Tensor, ddof: int = 1) -> Tensor:
         """[B] -> [B] the standard deviation in each rollout's group; 0 in a group of one."""
-        return (self._sum((values - self.mean(values)).square()) / (self.size - ddof).clamp(min=1)).sqrt()
+        return (self.total((values - self.mean(values)).square()) / (self.size - ddof).clamp(min=1)).sqrt()
 
     def trivial(self, values: Tensor) -> Tensor:
         """[B] bool: in this rollout's group all values are the same."""
@@ -56,7 +56,8 @@ class Rollouts:
         high = values.new_full((number,), -torch.inf).scatter_reduce(0, self.group, values, "amax")
         return (low == high)[self.group]
 
-    def _sum(self, values: Tensor) -> Tensor:
+    def total(self, values: Tensor) -> Tensor:
+        """[B] -> [B] the sum over each rollout's group."""
         return values.new_zeros(int(self.group.max()) + 1).index_add(0, self.group, values)[self.group]
 
 

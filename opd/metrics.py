@@ -140,6 +140,35 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "above 0; at 0 or below the teacher prefers answers that are not better.",
         ),
     },
+    "Hints, where a copy of the student knows more": {
+        "hint.kl": Metric(
+            "nats", "KL(copy that is shown an answer || student): how much a token depends on knowing it", "above 0."
+        ),
+        "hint.weight": Metric("", "mean weight D / (D + c) of the tokens whose copy was shown an answer", "steady."),
+        "hint.faint": Metric(
+            "share",
+            "tokens whose divergence is below the floor",
+            "well below 1; near it the model cannot read its own answers and stops learning in silence.",
+        ),
+        "evidence": Metric(
+            "nats", "mean log-ratio of the decided token, a copy that knows the reference against the student"
+        ),
+        "evidence.cut": Metric(
+            "share", "tokens whose factor was cut to its bounds", "some; 1 means only a sign is left."
+        ),
+        "contrast": Metric(
+            "nats",
+            "mean log-ratio of the decided token under a right hint over wrong ones",
+            "near 0: most tokens do not care.",
+        ),
+        "contrast.selected": Metric("share", "tokens whose advantage the contrast shifts", "0.2 to 0.3 were reported."),
+        "contrast.stopped": Metric(
+            "share", "tokens whose shift was stopped before it turned the reward around", "few."
+        ),
+        "contrast.weight": Metric("", "mean weight D / (D + 1), D between right and wrong hints", "above 0."),
+        "entry.cut": Metric("share", "tokens of the support whose part of the loss was cut to its bound", "few."),
+        "importance.cut": Metric("share", "tokens whose weight pi(y)/mu(y) was cut to the cap", "near 0."),
+    },
     "Engines": {
         "engine.gap": Metric(
             "nats",

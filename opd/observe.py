@@ -64,6 +64,28 @@ class Supports:
 
 
 @dataclass(frozen=True)
+class WhereShown:
+    """An observer of what was asked optionally: its numbers are nan where the reader was shown nothing."""
+
+    observe: Observe
+    into: str
+
+    def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
+        shown = rows[f"{self.into}.shown"]
+        return {name: torch.where(shown, values, torch.nan) for name, values in self.observe(dist, rows).items()}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What credit found out about every row, as measurements: means of these columns over what is learned from."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
+        return {name: rows[name].to(rows["untruncated"].dtype) for name in self.names}
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The log-prob of the decided token, from student and teacher where a loss has made their log-probs anyway."""
 
@@ -100,14 +122,16 @@ def measured(method: Method, cast: Cast) -> Method:
         return replace(method, observe=(*method.observe, student), lookup=(*method.lookup, Chosen()))
     first, *others = method.teach
     ask = replace(first, want=first.want | _at_hand(method, cast))
-    observers: list[Observe] = [student]
+    observers = list[Observe]()
     if ask.want.dist:
         observers.append(Against(ask.into))
     if ask.want.dist or ask.want.topk:
         vocab = cast["student"].vocab
         observers.append(Supports(min(method.support or K, ask.want.topk or vocab, vocab), ask.into))
-    lookup = Chosen(ask.into if ask.want.dist else "")
-    observe, look = (*method.observe, *observers), (*method.lookup, lookup)
+    if ask.optional:
+        observers = [WhereShown(observe, ask.into) for observe in observers]
+    lookup = Chosen(ask.into if ask.want.dist and not ask.optional else "")
+    observe, look = (*method.observe, student, *observers), (*method.lookup, lookup)
     return replace(method, teach=(ask, *others), observe=observe, lookup=look)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from opd.errors import DataError, MethodError, one_of
 from opd.rollout import TEACHER_ID, Group, Message, Problem, Rollout
+
+SLOT = re.compile(r"\{(?:prompt|context)\}")
 
 
 def template(name: str) -> str:
@@ -51,32 +54,45 @@ class AskedOf:
 OUTCOMES = ("right", "wrong", "any")
 
 
+def written(rollout: Rollout) -> str | None:
+    """What a sibling is shown as: its own text."""
+    return rollout.text
+
+
 @dataclass(frozen=True)
 class Sibling:
     """The reader also sees another answer to the same problem, one that was right (or wrong), never the one it reads.
 
     The siblings are in a random order of the rollout's own (its seed); `number` says which of them is shown, and there
-    may be none, so the ask is usually optional. Right is a reward of at least `threshold`.
+    may be none, so the ask is usually optional. Right is a reward of at least `threshold`. `shared`: the order is that
+    of the group, which is shown the same one, and this one nothing. `shows` says as what (None: not this one).
     """
 
     template: str
     outcome: str = "right"
     number: int = 0
     threshold: float = 1.0
+    shared: bool = False
+    shows: Callable[[Rollout], str | None] = written
     needs_reward = True
 
     def __post_init__(self) -> None:
         one_of("the sibling that is shown", self.outcome, OUTCOMES)
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
-        siblings = [one for one in group.rollouts if one is not rollout and one.n and self._fits(one)]
+        shown = [(one, self.shows(one)) for one in group.rollouts if one.n and self._fits(one)]
+        siblings = [(one, text) for one, text in shown if text is not None and (self.shared or one is not rollout)]
         if self.number >= len(siblings):
             return []
-        if rollout.seed is None:
+        drawer = group.rollouts[0] if self.shared else rollout
+        if drawer.seed is None:
             raise MethodError(f"a rollout of problem {rollout.problem.id} has no seed to draw a sibling with")
-        order = np.random.Generator(np.random.Philox(key=[rollout.seed % 2**64, 2])).permutation(len(siblings))
-        shown = siblings[order[self.number]].text
-        return [rollout.reworded(group.render(told(group.problem.messages, self.template, shown)))]
+        order = np.random.Generator(np.random.Philox(key=[drawer.seed % 2**64, 2])).permutation(len(siblings))
+        one, text = siblings[order[self.number]]
+        return [] if one is rollout else [rollout.reworded(group.render(self._told(group.problem, text)))]
+
+    def _told(self, problem: Problem, text: str) -> tuple[Message, ...]:
+        return told(problem.messages, self.template, text)
 
     def _fits(self, sibling: Rollout) -> bool:
         right = sibling.tags["reward"] >= self.threshold
@@ -86,5 +102,6 @@ class Sibling:
 def told(messages: Sequence[Message], template: str, context: str) -> tuple[Message, ...]:
     """The messages with {prompt} and {context} set into `template` in place of the user's last one."""
     last = max(number for number, message in enumerate(messages) if message["role"] == "user")
-    words = template.replace("{context}", context).replace("{prompt}", messages[last]["content"])
+    fills = {"{context}": context, "{prompt}": messages[last]["content"]}
+    words = SLOT.sub(lambda slot: fills[slot[0]], template)  # in one go: what is filled in may have braces too
     return (*messages[:last], {**messages[last], "content": words}, *messages[last + 1 :])

@@ -6,7 +6,8 @@ import pytest
 
 from opd.errors import DataError, SettingError
 from opd.rollout import Problem
-from opd.tasks.graders import MathVerify, final_answer, named
+from opd.stated import final_answer
+from opd.tasks.graders import MathVerify, named
 
 
 def asked(answer):

@@ -27,6 +27,11 @@ ALLOWED["bridge"] = {"dist", "errors", "maths", "protocols", "rollout", "rows"}
 for part in ("groups", "selection"):
     PARTS.add(part)
     ALLOWED[part] = {"credit", "maths", "rows", "protocols", "errors"}
+PARTS |= {"hints", "magnitude", "contrasted"}
+ALLOWED["stated"], ALLOWED["shaping"] = set(), set()
+ALLOWED["hints"] = {"views", "stated", "rollout", "protocols", "method", "errors"}
+ALLOWED["contrasted"] = {"maths", "shaping", "dist", "hints", "rows", "errors"}
+ALLOWED["magnitude"] = {"maths", "shaping", "groups", "hints", "credit", "rows", "errors"}
 ALLOWED["labels"] = {"dist", "rollout", "errors", "engines"}
 ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "labels"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}

@@ -12,7 +12,7 @@ from opd.observe import Against, Chosen, Supports, measured
 from opd.rows import Rows
 from opd.step import gradient, prepare
 
-SMALL = {"local_support": {"k": 3}, "gkd": {"lam": 1.0}}
+SMALL = {"local_support": {"k": 3}, "opsd_ectr": {"k": 3}, "gkd": {"lam": 1.0}}
 
 STUDENT = {"student.chosen", "student.entropy"}
 SUPPORT = {"support.mass", "support.outside", "support.overlap"}

@@ -19,6 +19,7 @@ from opd.rollout import STUDENT, TEACHER, Array, End, Message, Piece, Problem, R
 
 STOP = 1  # token 0 is padding, token 1 ends a text
 MAX_NEW = 5
+LEAST = 0.02  # weight of a token however long ago: a hint far above the answer is not forgotten
 
 
 class ToyModel(nn.Module):
@@ -38,7 +39,7 @@ class ToyModel(nn.Module):
     def layers_of(self, tokens: Tensor) -> list[Tensor]:
         """[B, T] ids -> the states [B, T, D] after each of the two layers; position t sees tokens 0..t only."""
         t = torch.arange(tokens.shape[1])
-        fade = (0.6 ** (t[:, None] - t[None, :]).clamp(min=0).double()).tril()
+        fade = (0.6 ** (t[:, None] - t[None, :]).clamp(min=0).double()).clamp(min=LEAST).tril()
         first = torch.tanh((fade @ self.embedding[tokens]) @ self.first)
         return [first, torch.tanh(first @ self.second + first)]
 

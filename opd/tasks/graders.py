@@ -14,7 +14,6 @@ import importlib
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from typing import Any
 
 from opd.errors import DataError, SettingError, nearest
 from opd.rollout import Problem
+from opd.stated import TAG, final_answer, marked
 
 Grader = Callable[[Problem, str], float | None]
 NAMES = ("exact", "math_verify", "none", "module:function")
@@ -69,10 +69,6 @@ def none(problem: Problem, text: str) -> None:
 
 # ---- exact
 
-TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-HASHES = re.compile(r"####\s*(.+)")
-SENTENCE = re.compile(r"\banswer\s*(?:is|:|=)[\s:*]*(.+?)[\s*.]*$", re.IGNORECASE)
-
 
 def exact(problem: Problem, text: str) -> float | None:
     """1 if the final answer of the text, or the whole text, is the expected answer up to white space."""
@@ -80,35 +76,6 @@ def exact(problem: Problem, text: str) -> float | None:
         return None
     expected = squeeze(marked(problem.answer) or problem.answer)
     return float(expected in (squeeze(final_answer(text)), squeeze(text)))
-
-
-def final_answer(text: str) -> str:
-    """What a text finally says: its marked answer, else what its last line calls the answer, else its last line."""
-    text = text.rpartition("</think>")[2].strip()
-    line = text.rpartition("\n")[2].strip()
-    sentence = SENTENCE.search(line)
-    return marked(text) or (sentence[1] if sentence else line)
-
-
-def marked(text: str) -> str | None:
-    """The last <answer>..</answer>, else the last \\boxed{..}, else what follows the last ####."""
-    if tags := TAG.findall(text):
-        return tags[-1].strip()
-    if (inside := boxed(text)) is not None:
-        return inside
-    hashes = HASHES.findall(text)
-    return hashes[-1].strip() if hashes else None
-
-
-def boxed(text: str) -> str | None:
-    """The content of the last \\boxed{..}, braces inside included; None if it never closes."""
-    _, found, rest = text.rpartition("\\boxed{")
-    depth = 1
-    for place, letter in enumerate(rest if found else ""):
-        depth += (letter == "{") - (letter == "}")
-        if depth == 0:
-            return rest[:place].strip()
-    return None
 
 
 def squeeze(text: str) -> str:

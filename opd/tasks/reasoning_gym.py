@@ -15,8 +15,9 @@ from typing import Any
 
 from opd.errors import DataError, SettingError, nearest
 from opd.rollout import Problem
+from opd.stated import TAG
 from opd.tasks.files import identity
-from opd.tasks.graders import TAG, Graded, named
+from opd.tasks.graders import Graded, named
 
 CHUNK = 256  # questions per seed of a generator; fixed, so that a longer list begins with the shorter one
 PATIENCE = 4  # chunks in a row without a new question before the generator counts as exhausted

@@ -1,0 +1,89 @@
+"""What a copy of the student is told about a problem that it has answers to: references, right and wrong siblings.
+
+Prompt templates lie beside the recipes; {prompt} and {context} are filled in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from opd.errors import DataError, one_of, require
+from opd.method import Ask, View
+from opd.protocols import Want
+from opd.rollout import Group, Message, Problem, Rollout
+from opd.stated import final_answer, marked
+from opd.views import Privileged, Sibling
+
+LABEL = "Correct final answer:"  # under a wrong hint too, so that right and wrong ones differ in content alone
+WRONG = "wrong.{}"  # the columns of the wrong hints
+
+
+@dataclass(frozen=True)
+class Reference(Privileged):
+    """The reader also sees the reference: the privileged context where the problem has one, else its answer."""
+
+    labelled: bool = False  # and below it the final answer, as below a hint
+
+    def check(self, problem: Problem) -> str:
+        found = problem.privileged_context or problem.answer
+        if found is None:
+            raise DataError(
+                f"problem {problem.id} has no reference, and this method shows it to the teacher",
+                remedy="Give the task a column 'privileged_context' or 'answer'",
+            )
+        return f"{found}\n{LABEL} {problem.answer or final_answer(found)}" if self.labelled else found
+
+
+@dataclass(frozen=True)
+class ByRightAnswers:
+    """Another view by how many answers of the group are right: none, one, several or every one; None shows nothing."""
+
+    none: View | None = None
+    one: View | None = None
+    several: View | None = None
+    every: View | None = None
+    threshold: float = 1.0
+    needs_reward = True
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
+        right = [one.tags["reward"] >= self.threshold for one in group.rollouts if one.n]
+        some = self.one if sum(right) == 1 else self.several
+        view = self.none if not any(right) else self.every if all(right) else some
+        return view(rollout, group) if view else []
+
+
+@dataclass(frozen=True)
+class SiblingInSystem(Sibling):
+    """A sibling that the reader is shown in a system message, at the end of the one that there may be."""
+
+    def _told(self, problem: Problem, text: str) -> tuple[Message, ...]:
+        first, words = problem.messages[0], self.template.replace("{context}", text)
+        if first["role"] == "system":
+            return ({**first, "content": f"{first['content']}\n\n{words}"}, *problem.messages[1:])
+        return ({"role": "system", "content": words}, *problem.messages)
+
+
+def labelled(rollout: Rollout) -> str:
+    """An answer, and below it once more what it finally says."""
+    return f"{rollout.text}\n{LABEL} {final_answer(rollout.text)}"
+
+
+def labelled_if_marked(rollout: Rollout) -> str | None:
+    """The same of an answer that marks its final answer (in a box, say); another one is no hint."""
+    return None if marked(rollout.text) is None else labelled(rollout)
+
+
+def contrasting(
+    template: str, hint: str, wrong: int, only_marked: bool, want: Want, of_wrong: Want | None = None
+) -> tuple[Ask, ...]:
+    """The teacher's asks under one right hint, a `sibling` or the `reference`, and under `wrong` wrong siblings.
+
+    A rollout may have fewer siblings of a kind, or none: all asks are optional. They want the same, unless `of_wrong`.
+    """
+    one_of("the right hint", hint, ("sibling", "reference"))
+    require(wrong >= 1, "wrong hints per answer", got=wrong, expected="at least 1")
+    shows = labelled_if_marked if only_marked else labelled
+    right = Reference(template, True) if hint == "reference" else Sibling(template, "right", shows=shows)
+    siblings = [Sibling(template, "wrong", number, shows=shows) for number in range(wrong)]
+    asks = [Ask(WRONG.format(k), "teacher", of_wrong or want, one, optional=True) for k, one in enumerate(siblings)]
+    return (Ask("teacher", "teacher", want, right, optional=True), *asks)

@@ -1,0 +1,67 @@
+"""Distillation from a copy that is shown a right answer, turned away from what wrong answers make it say.
+
+Paper: RLCSD, Pan et al., arXiv 2606.11709, its plug-in for OPSD (arXiv 2601.18734).
+
+Equation: L = mean_t D/(D+1) sum_v min(q (log q - log pi), b),  q = softmax((1+a) log p_right - a max(log p_wrong, -5))
+
+Over the k best tokens under the right hint and one bucket for the rest; D = KL(p_right || p_wrong). No reward enters
+the loss: it only tells right hints from wrong ones. The copy is as old as 10 steps (--teacher self:every=10).
+
+Differs: see `rlcsd` for answers without a box.
+INFERRED: p_wrong is the mean over the wrong hints, as in RLCSD; the same answers are dropped as there; D and the weight
+are held still; the weight stands in the loss and not in the mean. The bound b takes the gradient of what it cuts away,
+so that the loss can point away from q: entry.cut says how often.
+"""
+
+from typing import Literal
+
+from opd.contrasted import TowardsContrast
+from opd.hints import contrasting
+from opd.magnitude import BothHints
+from opd.means import named
+from opd.method import Method, Term
+from opd.protocols import Want
+from opd.rollout import Sampling
+from opd.sample import OneTurn
+from opd.views import template
+
+
+def opsd_ectr(
+    *,
+    k: int = 100,
+    strength: float = 0.5,
+    least: float = -5.0,
+    most: float = 0.05,
+    half: float = 1.0,
+    n: int = 8,
+    hint: Literal["sibling", "reference"] = "sibling",
+    wrong: int = 4,
+    marked: bool = False,
+    top_p: float = 0.95,
+    top_k: int = 20,
+    mean: str = "token_mean",
+) -> Method:
+    """
+    k: best tokens under the right hint that are looked at one by one
+    strength: a, how far the target is turned away from wrong hints; 0 for the right hint alone
+    least: least log-prob under wrong hints that counts
+    most: bound b on each token's share of the divergence; 0 for none
+    half: divergence of right and wrong hints at which a row weighs one half
+    n: answers per prompt, which are each other's hints
+    hint: the right hint: a right sibling, or the task's reference
+    wrong: at most so many wrong siblings are hints, one by one
+    marked: only an answer that marks its final answer, in a box say, can be a hint
+    top_p: nucleus from which the student writes
+    top_k: it writes with this many likeliest tokens; 0 for all
+    mean: token_mean, sequence_mean or sequence_sum
+    """
+    right, others = Want(topk=k), Want(gather="teacher.ids")
+    loss = TowardsContrast(wrong, strength, least, most, half)
+    return Method(
+        sample=OneTurn(n, Sampling(top_p=top_p, top_k=top_k)),
+        teach=contrasting(template("rlcsd"), hint, wrong, marked, right, others),
+        credit=BothHints(wrong),
+        terms={"match": Term(loss, named(mean))},
+        observe=(loss.cut,),
+        casting={"teacher": "self:every=10"},
+    )

@@ -1,0 +1,65 @@
+"""RLSD whose evidence is what a right hint makes likelier than wrong ones do, not what a hint makes likelier at all.
+
+Paper: RLCSD, Pan et al., arXiv 2606.11709, its plug-in for RLSD (arXiv 2604.03128).
+
+Equation: L = - mean_t min(r_t B_t, clip(r_t, 1-eps, 1+eps) B_t),  B_t = A [(1-s) + s clip(exp(sign(A) e_t), 1-e, 1+e)]
+
+e_t = log T(y_t | x, right hint) - log (1/K) sum_k T(y_t | x, wrong hint k); everything else is that of `rlsd`, and
+hints and dropped answers are those of `rlcsd`.
+
+Differs: see `rlcsd` for answers without a box.
+INFERRED: that the plug-in drops and samples as RLCSD does, and averages over all tokens, as its RLSD baseline does.
+"""
+
+from typing import Literal
+
+from opd.groups import GroupAdvantage, SkipTrivial
+from opd.hints import contrasting
+from opd.losses import PolicyGradient
+from opd.magnitude import BothHints, Bounded, Contrast
+from opd.means import named
+from opd.method import Method, Term, chain
+from opd.observe import Clipped, Columns
+from opd.protocols import Want
+from opd.rollout import Sampling
+from opd.rounds import Fading
+from opd.sample import OneTurn
+from opd.views import template
+
+
+def rlsd_ectr(
+    *,
+    n: int = 8,
+    lam: float = 0.5,
+    fade: int = 50,
+    width: float = 0.2,
+    hint: Literal["sibling", "reference"] = "sibling",
+    wrong: int = 4,
+    marked: bool = False,
+    clip: float = 0.2,
+    top_p: float = 0.95,
+    top_k: int = 20,
+    mean: str = "token_mean",
+) -> Method:
+    """
+    n: answers per prompt, which are each other's hints
+    lam: how much of the factor counts in the first step
+    fade: steps within which lam falls to 0
+    width: how far from 1 the factor may be
+    hint: the right hint: a right sibling, or the task's reference
+    wrong: at most so many wrong siblings are hints, one by one
+    marked: only an answer that marks its final answer, in a box say, can be a hint
+    clip: PPO's clip range around ratio 1
+    top_p: nucleus from which the student writes
+    top_k: it writes with this many likeliest tokens; 0 for all
+    mean: token_mean, sequence_mean or sequence_sum
+    """
+    shape = chain(BothHints(wrong), Contrast(wrong), Bounded("contrast", width, Fading(lam, fade)))
+    return Method(
+        sample=OneTurn(n, Sampling(top_p=top_p, top_k=top_k)),
+        teach=contrasting(template("rlcsd"), hint, wrong, marked, Want(chosen=True)),
+        credit=chain(SkipTrivial(), GroupAdvantage(), shape),
+        terms={"reward": Term(PolicyGradient(clip, "untruncated"), named(mean))},
+        lookup=(Clipped(clip, clip), Columns(("contrast", "evidence.cut"))),
+        casting={"teacher": "self:every=10"},
+    )
