@@ -30,6 +30,21 @@ class LogRatio:
 
 
 @dataclass(frozen=True)
+class Bounded:
+    """advantage cut to [-size, size]; the column `reward.cut` is 1 where that was needed, else 0."""
+
+    size: float
+
+    def __post_init__(self) -> None:
+        require(self.size > 0, "the bound of a reward", got=self.size, expected="more than 0")
+
+    def __call__(self, rows: Rows) -> Rows:
+        advantage = rows["advantage"]
+        cut = (advantage.abs() > self.size).to(advantage.dtype)
+        return rows.plus(advantage=advantage.clamp(-self.size, self.size), **{"reward.cut": cut})
+
+
+@dataclass(frozen=True)
 class ReturnToGo:
     """advantage_n = sum over later kept rows m of the episode of gamma^(time_m - time_n) advantage_m (2603.25562, 3.3).
 
@@ -51,6 +66,30 @@ class ReturnToGo:
         # what is not learned from credits nobody either: a masked marker's -60, or a nan where nobody was asked
         values = torch.where(rows["keep"], rows["advantage"], 0.0)
         return rows.plus(advantage=maths.returns(values, rows["episode"], time, self.gamma))
+
+
+@dataclass(frozen=True)
+class MeanToGo:
+    """advantage_n = sum over the kept rows m of the episode from n on of gamma^(m-n) advantage_m / their number.
+
+    Without the division late decisions answer for less and short episodes look best (MiniLLM, arXiv 2306.08543, 2.2).
+    own: n itself is among them; else only what follows it, and the last decision answers for nothing.
+    """
+
+    gamma: float
+    own: bool = True
+
+    def __post_init__(self) -> None:
+        require(0 <= self.gamma <= 1, "the discount gamma", got=self.gamma, expected="a number in [0, 1]")
+
+    def __call__(self, rows: Rows) -> Rows:
+        time, kept = torch.arange(len(rows), device=rows["row"].device), rows["keep"]
+        values, ones = torch.where(kept, rows["advantage"], 0.0), kept.to(rows["advantage"].dtype)
+        total = maths.returns(values, rows["episode"], time, self.gamma)
+        number = maths.returns(ones, rows["episode"], time, 1.0)
+        if not self.own:
+            total, number = total - values, number - ones
+        return rows.plus(advantage=total / number.clamp(min=1))
 
 
 def masked(rows: Rows, why: str, hit: Tensor) -> Rows:

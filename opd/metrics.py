@@ -47,6 +47,11 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "tokens whose ratio to the batch's start has gone so far that PPO's clip takes their gradient away",
             "0 in the first update of a batch, then a few hundredths; far more means too many updates of one batch.",
         ),
+        "reward.cut": Metric(
+            "share",
+            "tokens whose reward was cut to its bound before it was summed",
+            "near 0; more means that the teacher rules out what the student writes.",
+        ),
         "seconds.*": Metric("s", "wall time: writing, reading, learning with all measurements"),
     },
     "Answers": {

@@ -31,12 +31,12 @@ class Fading:
 
 @dataclass(frozen=True)
 class TakeTurns:
-    """`n` episodes per problem in which a coin gives every decision to the teacher with probability share(step).
+    """`n` answers or episodes per problem in which a coin gives every decision to the teacher with probability `share`.
 
     The column `label` holds what the teacher would have done, whoever decided (Ross et al., 1011.0686, Alg. 3.1).
     """
 
-    share: Callable[[int], float]
+    share: float | Callable[[int], float]  # of every batch, or by step
     n: int = 1
     sampling: Sampling = Sampling()
     teacher: str = "teacher"
@@ -46,20 +46,25 @@ class TakeTurns:
 
     def check(self, cast: Cast) -> None:
         """Turns need two who can be relieved in the middle of their writing."""
-        for who in ("student", self.teacher):
-            if not hasattr(cast[who], "take_turns"):
+        able = {"student": ("take_turns",), self.teacher: ("take_turns", "reading")}
+        for who, ways in able.items():
+            if not any(hasattr(cast[who], way) for way in ways):
                 raise MethodError(
                     f"{cast[who].name} cannot take turns decision by decision",
                     got=f"a {type(cast[who]).__name__} as {who}",
-                    expected="a policy or an expert in an environment",
-                    remedy="Train with --task gymnasium:NAME --teacher values, or use gkd for texts",
+                    expected="a model of its own in this process, or a policy or an expert in an environment",
+                    remedy="Name one model as the teacher, or use gkd",
                 )
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         student: Partner = cast["student"]
         prompts = [student.render(visit.problem.messages) for visit in visits]
         seeds = [[visit.seed(sample) for sample in range(self.n)] for visit in visits]
-        written = student.take_turns(cast[self.teacher], self.share(step), prompts, self.sampling, seeds)
+        teacher = cast[self.teacher]
+        share = self.share(step) if callable(self.share) else self.share
+        written = student.take_turns(teacher, share, prompts, self.sampling, seeds)
+        if counted := getattr(teacher, "counted", None):
+            counted(prompts, written)  # it read whatever was written, and its meter did not see it
 
         def rollout(visit: Visit, prompt: Array, piece: Piece) -> Rollout:
             return continued(prompt, piece, visit.problem, self.sampling, STUDENT, student.decode(piece.tokens))

@@ -416,7 +416,6 @@ BAD = {
     "--task gymnasium:FrozenLake-v1 --teacher a=values,b=values": "in FrozenLake-v1: got several, expected one",
     "--task gymnasium:FrozenLake-v1 --teacher values --memory 0": "episodes that are kept (memory): got 0",
     "--task gymnasium:FrozenLake-v1 --teacher self:frozen": "decision by decision: got a Frozen as teacher",
-    "--task sums": "embedded:student cannot take turns decision by decision",
 }
 
 

@@ -24,6 +24,11 @@ TABLE = {
     "grpo": ({"beta": 0.1}, {"student writes": 1, "reference reads": 1, "student learns": 1}, set()),
     "kickstarting": ({"gate": True, "n": 2}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "local_support": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 2}, {MATCHES}),
+    "minillm": (
+        {},
+        {"student writes": 1, "teacher writes": 1, "teacher reads": 1, "student learns": 4},
+        set(),
+    ),
     "nail": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "nailgun": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "on_policy_distillation": (
