@@ -11,7 +11,7 @@ from torch import Tensor
 
 from opd import maths
 from opd.errors import one_of, require
-from opd.rollout import Array
+from opd.rollout import TEACHER, Array
 from opd.rows import Rows
 
 MEASURED = 512  # rows whose whole distributions exist at the same time
@@ -110,6 +110,15 @@ class Earned:
             return rows.plus(advantage=self.scale * rows["earned"])
         last = rows["row"] == rows["length"] - 1
         return rows.plus(advantage=torch.where(last, self.scale * rows["reward"], 0.0))
+
+
+@dataclass(frozen=True)
+class WhoWrote:
+    """Of the kept rows, `by.teacher` marks what the teacher wrote and `by.others` the rest: each a term's own rows."""
+
+    def __call__(self, rows: Rows) -> Rows:
+        teacher, kept = rows["author"] == TEACHER, rows["keep"]
+        return rows.plus(**{"by.teacher": kept & teacher, "by.others": kept & ~teacher})
 
 
 @dataclass(frozen=True)

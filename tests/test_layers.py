@@ -19,7 +19,7 @@ ALLOWED = {
     "protocols": {"dist", "rollout", "errors"},
     "method": {"dist", "rollout", "rows", "protocols", "errors"},
 }
-PARTS = {"sample", "rounds", "views", "credit", "losses", "means", "observe", "channel"}
+PARTS = {"sample", "rounds", "memory", "curriculum", "views", "credit", "losses", "means", "observe", "channel"}
 for part in PARTS:
     ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes", "channel"} - {part}
 PARTS.add("bridge")
@@ -27,6 +27,8 @@ ALLOWED["bridge"] = {"dist", "errors", "maths", "protocols", "rollout", "rows"}
 for part in ("groups", "selection"):
     PARTS.add(part)
     ALLOWED[part] = {"credit", "maths", "rows", "protocols", "errors"}
+ALLOWED["rounds"] |= {"memory"}
+ALLOWED["curriculum"] |= {"memory", "sample"}
 ALLOWED["labels"] = {"dist", "rollout", "errors", "engines"}
 ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "labels"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}

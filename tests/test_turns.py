@@ -12,7 +12,6 @@ from opd.loop import Source, Training, one_step
 from opd.meter import Metered
 from opd.protocols import Want
 from opd.recipes.minillm import minillm
-
 from opd.rollout import STUDENT, TEACHER, End, Group, Problem, Sampling, Visit, continued
 from opd.rounds import Fading, TakeTurns
 from opd.teachers.copies import Frozen

@@ -102,9 +102,7 @@ def marked(stops: Iterable[int], model: HFModel) -> Tensor:
     return found
 
 
-def decode(
-    readers: Sequence[Reading], choose: Choose, origin: Tensor, limits: Tensor, stops: Tensor
-) -> list[Piece]:
+def decode(readers: Sequence[Reading], choose: Choose, origin: Tensor, limits: Tensor, stops: Tensor) -> list[Piece]:
     """One token after the other: `choose` says which, and every reader reads it. All [B], stops [V]."""
     steps, device = int(limits.max()), limits.device
     for reader in readers:

@@ -11,7 +11,7 @@ over the whole vocabulary. The published batch is 256 answers for 4 epochs, afte
 
 Differs: the term on a pre-training corpus (0.5 language modelling + 0.5 distillation) is left out, since a run has no
 such corpus. Defaults are the released code's; there a token's own reward counts in A_n although the second term holds
-it already: `own=false` counts only what follows, as in the paper's derivation. Whitening sees no padding. At mix 0.2 the
+it already: `own=false` counts only what follows, as in the paper's derivation. Whitening sees no padding. At mix 0.2 a
 weight is at most 1.25, so that PPO's clip at 1.2 also cuts tokens that the mixture alone made rare.
 Uncertain: the paper weights its one-step term by w_n, the released code does not, and neither do we.
 """
