@@ -1,6 +1,7 @@
 """What a run does next follows from what it has measured: more of its own text, or longer answers.
 
-Both parts here are samples' companions: hooks that are told about every finished batch, and states of a checkpoint.
+Rising and Ladder are hooks that are told about every finished batch, and states of a checkpoint; the samples Replay and
+Climbing ask them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from opd.protocols import Cast, Sample, Student, Want
 from opd.rollout import Group, Visit
 from opd.sample import OneTurn
 
-HELD_BACK = -1  # the number of a visit that no walk over the problems makes
 ENTROPY = "student.entropy"
 
 
@@ -26,13 +26,14 @@ ENTROPY = "student.entropy"
 class Rising:
     """A chance that goes up by `by` when the student's loss on held-back texts is `tolerance` above the last such loss.
 
-    The texts are written by `texts` for the problems of the first batch and never learned from. The loss is minus the
-    mean log-prob, looked at after every `every` batches, 0 for never (DistiLLM, arXiv 2402.03898, and its code).
+    The texts are what `texts` writes for `prompts` problems before step 1, and are never learned from. Their loss is
+    minus the mean log-prob, looked at after every `every` batches (DistiLLM, arXiv 2402.03898, and its code).
     """
 
     texts: Sample
     value: float = 0.0
     every: int = 10
+    prompts: int = 64
     by: float = 0.1
     tolerance: float = 0.1
     before: float = field(default=0.0, init=False, repr=False)
@@ -40,19 +41,23 @@ class Rising:
 
     def __post_init__(self) -> None:
         require(0 <= self.value <= 1, "the chance at the start", got=self.value, expected="a number in [0, 1]")
-        require(self.every >= 0, "batches between two looks (every)", got=self.every, expected="at least 0")
+        require(self.every >= 1, "batches between two looks (every)", got=self.every, expected="at least 1")
+        require(self.prompts >= 1, "held-back texts", got=self.prompts, expected="at least 1")
         require(self.by >= 0, "what the chance rises by", got=self.by, expected="at least 0")
 
-    def hold_back(self, cast: Cast, visits: Sequence[Visit]) -> None:
-        """Before the first batch: writes the texts, and looks at the untaught student."""
-        if self.every and not self.held:
-            problems = {visit.problem.id: visit for visit in visits}
-            self.held = self.texts(cast, [replace(visit, number=HELD_BACK) for visit in problems.values()], 0)
-            self.before = self._loss(cast)
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.held)
+
+    def fit(self, cast: Cast, take: Callable[[int], list[Visit]]) -> Mapping[str, float]:
+        """Writes the texts, and looks at the untaught student."""
+        self.held = self.texts(cast, take(self.prompts), 0)
+        self.before = self._loss(cast)
+        return {}
 
     def __call__(self, cast: Cast, metrics: Mapping[str, float], step: int) -> Mapping[str, float]:
         numbers = {"written.chance": self.value}  # of the batch that is done
-        if self.every and (step + 1) % self.every == 0:
+        if (step + 1) % self.every == 0:
             numbers["held_back.loss"] = loss = self._loss(cast)
             if loss >= self.before + self.tolerance:
                 self.value, self.before = min(1.0, self.value + self.by), loss
@@ -61,7 +66,8 @@ class Rising:
     def _loss(self, cast: Cast) -> float:
         student: Student = cast["student"]
         chosen = student.read([one for group in self.held for one in group.rollouts], Want(chosen=True)).chosen
-        assert chosen is not None
+        if chosen is None:
+            raise MethodError("a loss on held-back texts", got="none that were written", remedy="Fit before step 1")
         return -float(chosen.double().mean())
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,7 +92,6 @@ class Replay:
     new: Callable[[int], float]
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
-        self.rising.hold_back(cast, visits)
         chance = np.random.Generator(np.random.Philox(key=[visits[0].run_seed % 2**64, step]))
         coin, own = chance.random(), self.rising.value
         if coin >= own:

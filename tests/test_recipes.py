@@ -23,7 +23,7 @@ TABLE = {
     "decoupled": ({"lam": 0.5}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "distillm": (
         {"start": 1.0},
-        {"student reads": 1, "student writes": 1, "teacher writes": 1, "teacher reads": 1, "student learns": 1},
+        {"student writes": 1, "teacher reads": 1, "student learns": 1},
         {MATCHES},
     ),
     "distillm2": (

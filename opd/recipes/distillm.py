@@ -8,8 +8,8 @@ The skew bounds the divergence by -log alpha and its gradient with it. A batch h
 problem, or with a chance the student's: that chance starts at 0 and rises by 0.1 whenever the loss on held-back texts
 has risen by 0.1. The student's batches are written anew ever more rarely, and drawn from a memory otherwise.
 
-Differs: the held-back texts are a second answer of the teacher to the problems of the first batch, looked at every
-`every` batches (the paper: a validation set, every epoch). Text is sampled, not found by a beam of 2. The share of new
+Differs: the held-back texts are other answers of the teacher to `held` of the problems, looked at every `every` batches
+(the paper: a validation set, every epoch). Text is sampled, not found by a beam of 2. The share of new
 text falls to 0 over `fade` batches, which in the code is the whole run. No term on a pre-training corpus.
 Uncertain: which of the two divergences the paper's main table uses for every model; the scripts that we know use the
 reverse one.
@@ -39,6 +39,7 @@ def distillm(
     alpha: float = 0.1,
     start: float = 0.0,
     every: int = 10,
+    held: int = 64,
     fade: int = 100,
     memory: int = 1000,
     temperature: float = 1.0,
@@ -49,7 +50,8 @@ def distillm(
     divergence: which way the skewed divergence points
     alpha: share of the other model that is mixed into the one compared to
     start: chance of the student's own text in the first batch
-    every: batches between two looks at the held-back texts; 0 leaves the chance as it is
+    every: batches between two looks at the held-back texts
+    held: of these there are so many
     fade: batches over which the student stops writing anew and only memory is drawn from
     memory: answers of the student that are kept, the oldest go first
     temperature: at which the student writes
@@ -59,7 +61,7 @@ def distillm(
     one_of("divergence", divergence, DIVERGENCES)
     require(0 <= alpha < 1, "the skew alpha", got=alpha, expected="a number in [0, 1)")
     traces, kept = Traces(), Memory(memory)
-    rising = Rising(OneTurn(1, writer="teacher"), start, every)
+    rising = Rising(OneTurn(1, writer="teacher"), start, every, held)
     fresh = OneTurn(1, Sampling(temperature=temperature, top_p=top_p))
     return Method(
         sample=Replay(traces, fresh, kept, rising, Fading(1.0, fade)),
@@ -67,4 +69,5 @@ def distillm(
         terms={"match": Term(Everywhere(partial(DIVERGENCES[divergence], alpha=alpha)), named(mean))},
         hooks=(rising,),
         state={"traces": traces, "memory": kept, "rising": rising},
+        fit=rising,
     )
