@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from opd.errors import require
-from opd.rollout import Array, End, Group, Message, Problem, Render, Rollout, Sampling
+from opd.rollout import OTHER, STUDENT, Array, End, Group, Message, Problem, Render, Rollout, Sampling
 
 
 @dataclass
@@ -37,14 +37,22 @@ class Memory:
         self.groups = groups[-max(1, sum(episodes <= self.size for episodes in kept)) :]
 
     def draw(self, n: int, chance: np.random.Generator, render: Render) -> list[Group]:
-        """n different groups, or all where there are no more; the student's `render` goes with them."""
-        return [replace(self.groups[i], render=render) for i in chance.permutation(len(self.groups))[:n]]
+        """n different groups, or all where there are no more; the student's `render` goes with them.
+
+        What the student wrote is no longer by the student as it is: its author is OTHER from now on.
+        """
+        drawn = (self.groups[i] for i in chance.permutation(len(self.groups))[:n])
+        return [replace(group, render=render, rollouts=tuple(map(_aged, group.rollouts))) for group in drawn]
 
     def state_dict(self) -> dict[str, Any]:
         return packed(self.groups)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.groups = unpacked(state)
+
+
+def _aged(rollout: Rollout) -> Rollout:
+    return replace(rollout, author=np.where(rollout.author == STUDENT, OTHER, rollout.author).astype(np.int8))
 
 
 def packed(groups: Sequence[Group]) -> dict[str, Any]:

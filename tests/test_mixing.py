@@ -213,6 +213,8 @@ def test_by_chance_a_batch_is_data_new_text_or_memory():
     assert asked == ["new"] * 2, "new until memory is full (8 of 4 each); share 0 of new text from step 1 on"
     assert {group.rollouts[0].tags["step"] for groups in written[2:] for group in groups} == {0, 1}
     assert all(len(groups) == 4 for groups in written)
+    authors = [{group.rollouts[0].author[-1] for group in groups} for groups in written]
+    assert authors == [{STUDENT}] * 2 + [{OTHER}] * 4, "an old text is not by the student as it is now"
     half, asked = replay(0.5)
     steps(half)
     assert 70 <= asked.count("data") <= 130 and asked.count("new") == 2

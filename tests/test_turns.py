@@ -11,7 +11,7 @@ from opd.errors import MethodError
 from opd.loop import Source, Training, one_step
 from opd.meter import Metered
 from opd.protocols import Want
-from opd.recipes.minillm import minillm
+from opd.recipes import load
 from opd.rollout import STUDENT, TEACHER, End, Group, Problem, Sampling, Visit, continued
 from opd.rounds import Fading, TakeTurns
 from opd.teachers.copies import Frozen
@@ -139,22 +139,27 @@ def test_what_the_teacher_read_while_writing_is_counted(pair):
 def test_who_cannot_be_relieved_is_refused(pair):
     student, _ = pair
     with pytest.raises(MethodError, match="a Frozen as teacher"):
-        minillm().sample.check({"student": student, "teacher": Frozen(student)})
+        load("minillm")().sample.check({"student": student, "teacher": Frozen(student)})
 
 
-def test_a_step_of_minillm_on_two_models(pair):
+class Task:
+    name, train, held_out = "t", [Problem(f"p{i}", "1+1=?") for i in range(4)], []
+    grade = staticmethod(lambda problem, text: None)
+
+
+@pytest.mark.parametrize(("name", "terms"), [("minillm", {"later", "single"}), ("dagger", {"imitate"})])
+def test_a_step_on_two_models(pair, name, terms):
     student, teacher = pair
-
-    class Task:
-        name, train, held_out = "t", [Problem(f"p{i}", "1+1=?") for i in range(4)], []
-        grade = staticmethod(lambda problem, text: None)
-
     cast = {"student": student, "teacher": teacher}
     optimizer = torch.optim.SGD(student.parameters(), lr=0.0)
-    method = minillm()
+    method = load(name)()
     batch = one_step(
         Training(student, cast, Task(), method, optimizer, lambda step: 0.0, Source(Task.train, 0), steps=1, batch=4)
     )
-    assert np.isfinite(batch.metrics["loss"]) and batch.metrics["loss.single"] > 0
-    ratio = (batch.rows["untruncated"] - batch.rows["behaviour"]).exp()
-    assert float(ratio.max()) <= 1 / 0.8 + 1e-12, "the mixture bounds the weight"
+    assert np.isfinite(batch.metrics["loss"]) and set(method.terms) == terms
+    assert (batch.metrics["teacher_tokens"] > batch.metrics["tokens"]) and {"label", "author"} <= set(
+        batch.rows.columns
+    )
+    if name == "minillm":
+        weight = (batch.rows["untruncated"] - batch.rows["behaviour"]).exp()
+        assert float(weight.max()) <= 1 / 0.8 + 1e-12, "the mixture bounds the weight"

@@ -57,6 +57,6 @@ def distillm2(
             "pull": Term(pull, named(mean), 2 - beta, "by.teacher"),
             "hold": Term(hold, named(mean), beta, "by.others"),
         },
-        state={"teacher": teacher} | ({} if fresh else {"start": start}),
+        state={"teacher": teacher} if fresh else {"teacher": teacher, "start": start},
         casting={"reference": "self:frozen"},
     )
