@@ -407,7 +407,7 @@ def test_a_hook_hears_of_every_finished_batch_and_its_numbers_are_recorded():
 
 
 RESUMED = {
-    "decoupled": {"ladder": (2, 3, 4), "floor": 0.0, "every": 2},
+    "decoupled": {"ladder": (2, 3, 4), "entropy_floor": 0.0, "every": 2},
     "distillm": {"start": 0.5, "every": 1, "held": 2, "memory": 6, "fade": 8},
     "distillm2": {},
     "minillm": {},

@@ -14,7 +14,7 @@ mostly forward mixes (lam below 0.5), and a ladder of answer lengths that is cli
 
 Differs: entropy is measured on the batches of a rung before they are learned from, not on a held-out set. The teacher
 writes anew at every visit. The loss is at temperature 1 whatever the sampling is.
-Uncertain: the paper's floor, ladder, grid of lam, and the length of a stage were not found: floor and every are ours.
+Uncertain: the paper's floor, ladder, grid of lam, and the length of a stage were not found: those here are ours.
 INFERRED: below the floor the ladder goes back one rung and stays. No code of the paper's own was found; the sampling is
 that of a trainer by the same first author.
 """
@@ -38,7 +38,7 @@ def decoupled(
     source: Literal["student", "teacher"] = "student",
     lam: float = 1.0,
     ladder: tuple[int, ...] = (),
-    floor: float = 0.1,
+    entropy_floor: float = 0.1,
     every: int = 20,
     n: int = 1,
     temperature: float = 1.0,
@@ -50,7 +50,7 @@ def decoupled(
     source: who writes: student or teacher
     lam: weight of the reverse KL; the forward KL weighs 1 - lam
     ladder: lengths of answers, shortest first; none leaves the run's own limit
-    floor: entropy (nats per token) below which the ladder is climbed no further
+    entropy_floor: entropy (nats per token) below which the ladder is climbed no further
     every: batches on every rung
     n: answers per prompt
     temperature: at which the source writes
@@ -60,7 +60,7 @@ def decoupled(
     """
     require(0 <= lam <= 1, "the weight lam of the reverse KL", got=lam, expected="a number in [0, 1]")
     turn = OneTurn(n, Sampling(temperature=temperature, top_p=top_p, top_k=top_k), writer=source)
-    rungs = Ladder(ladder, floor, every) if ladder else None
+    rungs = Ladder(ladder, entropy_floor, every) if ladder else None
     return Method(
         sample=Climbing(turn, rungs) if rungs else turn,
         teach=(Ask("teacher", "teacher", Want(dist=True)),),
