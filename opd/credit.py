@@ -12,7 +12,7 @@ from torch import Tensor
 from opd import maths
 from opd.dist import Dist
 from opd.errors import one_of, require
-from opd.rollout import Array
+from opd.rollout import TEACHER, Array
 from opd.rows import Rows
 
 MEASURED = 512  # rows whose whole distributions exist at the same time
@@ -29,6 +29,21 @@ class LogRatio:
 
     def __call__(self, rows: Rows) -> Rows:
         return rows.plus(advantage=self.scale * (rows[f"{self.teacher}.chosen"] - rows["untruncated"]))
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """advantage cut to [-size, size]; the column `reward.cut` is 1 where that was needed, else 0."""
+
+    size: float
+
+    def __post_init__(self) -> None:
+        require(self.size > 0, "the bound of a reward", got=self.size, expected="more than 0")
+
+    def __call__(self, rows: Rows) -> Rows:
+        advantage = rows["advantage"]
+        cut = (advantage.abs() > self.size).to(advantage.dtype)
+        return rows.plus(advantage=advantage.clamp(-self.size, self.size), **{"reward.cut": cut})
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,30 @@ class ReturnToGo:
         return rows.plus(advantage=maths.returns(values, rows["episode"], time, self.gamma))
 
 
+@dataclass(frozen=True)
+class MeanToGo:
+    """advantage_n = sum over the kept rows m of the episode from n on of gamma^(m-n) advantage_m / their number.
+
+    Without the division late decisions answer for less and short episodes look best (MiniLLM, arXiv 2306.08543, 2.2).
+    own: n itself is among them; else only what follows it, and the last decision answers for nothing.
+    """
+
+    gamma: float
+    own: bool = True
+
+    def __post_init__(self) -> None:
+        require(0 <= self.gamma <= 1, "the discount gamma", got=self.gamma, expected="a number in [0, 1]")
+
+    def __call__(self, rows: Rows) -> Rows:
+        time, kept = torch.arange(len(rows), device=rows["row"].device), rows["keep"]
+        values, ones = torch.where(kept, rows["advantage"], 0.0), kept.to(rows["advantage"].dtype)
+        total = maths.returns(values, rows["episode"], time, self.gamma)
+        number = maths.returns(ones, rows["episode"], time, 1.0)
+        if not self.own:
+            total, number = total - values, number - ones
+        return rows.plus(advantage=total / number.clamp(min=1))
+
+
 def masked(rows: Rows, why: str, hit: Tensor) -> Rows:
     """The table without the rows that are hit [N]: they lose `keep`, and the column `masked.WHY` remembers them."""
     column = f"masked.{why}"
@@ -73,6 +112,15 @@ class Earned:
             return rows.plus(advantage=self.scale * rows["earned"])
         last = rows["row"] == rows["length"] - 1
         return rows.plus(advantage=torch.where(last, self.scale * rows["reward"], 0.0))
+
+
+@dataclass(frozen=True)
+class WhoWrote:
+    """Of the kept rows, `by.teacher` marks what the teacher wrote and `by.others` the rest: each a term's own rows."""
+
+    def __call__(self, rows: Rows) -> Rows:
+        teacher, kept = rows["author"] == TEACHER, rows["keep"]
+        return rows.plus(**{"by.teacher": kept & teacher, "by.others": kept & ~teacher})
 
 
 @dataclass(frozen=True)

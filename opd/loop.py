@@ -136,6 +136,8 @@ def one_step(t: Training) -> Batch:
             member.follow(t.student, t.step + 1)
     numbers = {**summary(groups, rows, done), **measured, **fared.metrics(), "teacher_tokens": float(count(cast))}
     metrics = {"lr": t.rate(t.step), **numbers, **clock.seconds}
+    for hook in t.method.hooks:
+        metrics |= hook(cast, metrics, t.step)
     batch = Batch(t.step, groups, rows, sequences, metrics)
     t.step += 1
     if t.budget:

@@ -24,14 +24,15 @@ class Metered:
 
     def write(self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:
         """A prompt is read once, however many answers follow it."""
-        return self._counted(prompts, self.member.write(prompts, sampling, seeds))
+        return self.counted(prompts, self.member.write(prompts, sampling, seeds))
 
     def write_for(
         self, problems: Sequence[Problem], prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Piece]]:
-        return self._counted(prompts, write_for(self.member, problems, prompts, sampling, seeds))
+        return self.counted(prompts, write_for(self.member, problems, prompts, sampling, seeds))
 
-    def _counted(self, prompts: Sequence[Array], written: list[list[Piece]]) -> list[list[Piece]]:
+    def counted(self, prompts: Sequence[Array], written: list[list[Piece]]) -> list[list[Piece]]:
+        """What was written, after its tokens and those of the prompts were counted."""
         self.tokens += sum(map(len, prompts)) + sum(len(piece.tokens) for pieces in written for piece in pieces)
         return written
 

@@ -5,14 +5,14 @@ loss = sum over terms, sum over rows of  weight[term, n] * loss[term](student[n]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from opd.dist import Dist
 from opd.errors import MethodError
-from opd.protocols import Fit, Sample, Stateful, Want
+from opd.protocols import Cast, Fit, Sample, Stateful, Want
 from opd.rollout import Group, Rollout
 from opd.rows import Rows
 
@@ -22,6 +22,7 @@ Loss = Callable[[Dist, Rows], Tensor]  # [n]; may be an nn.Module with parameter
 Mean = Callable[[Rows], Tensor]  # [N] weights over one update
 Observe = Callable[[Dist, Rows], dict[str, Tensor]]  # named [n] measurements, no gradient, same chunk
 Schedule = Callable[[int], float]  # step -> value
+Hook = Callable[[Cast, Mapping[str, float], int], Mapping[str, float]]  # a finished batch, its step -> more metrics
 
 
 def plain(rollout: Rollout, group: Group) -> list[Rollout]:
@@ -115,6 +116,7 @@ class Method:
     updates: Updates = Updates()
     observe: tuple[Observe, ...] = ()  # on a bounded number of rows of every update
     lookup: tuple[Observe, ...] = ()  # on every row, so they may only look up what a loss has made
+    hooks: tuple[Hook, ...] = ()  # told about every finished batch; what they remember belongs into `state`
     state: dict[str, Stateful] = field(default_factory=dict[str, Stateful])
     fit: Fit | None = None  # a stage before step 1; it is a state too
     casting: dict[str, str] = field(default_factory=dict[str, str])  # who plays a role when the user does not say
@@ -132,7 +134,8 @@ class Method:
 
     @property
     def readers(self) -> Sequence[str]:
-        return sorted({ask.who for ask in self.teach})
+        """Who is asked, about text or for it."""
+        return sorted({ask.who for ask in self.teach} | {*getattr(self.sample, "writers", ())})
 
     @property
     def needs_reward(self) -> bool:

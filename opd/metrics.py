@@ -47,6 +47,25 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "tokens whose ratio to the batch's start has gone so far that PPO's clip takes their gradient away",
             "0 in the first update of a batch, then a few hundredths; far more means too many updates of one batch.",
         ),
+        "reward.cut": Metric(
+            "share",
+            "tokens whose reward was cut to its bound before it was summed",
+            "near 0; more means that the teacher rules out what the student writes.",
+        ),
+        "written.chance": Metric(
+            "share", "the chance that a batch holds the student's own text", "rises when `held_back.loss` does."
+        ),
+        "held_back.loss": Metric(
+            "nats",
+            "minus the student's mean log-prob of the teacher's text that it never learns from",
+            "falling; a rise means that the fixed texts are being learned by heart.",
+        ),
+        "ladder.length": Metric("tokens", "the longest answer that the ladder of lengths allows", "climbing."),
+        "ladder.entropy": Metric(
+            "nats",
+            "the student's mean entropy over the batches of a rung, when that rung ends",
+            "above the floor; below it the ladder steps back and stays there.",
+        ),
         "seconds.*": Metric("s", "wall time: writing, reading, learning with all measurements"),
     },
     "Answers": {

@@ -112,6 +112,16 @@ class Clipped:
         return {"clipped": too_far.to(ratio)}
 
 
+@dataclass(frozen=True)
+class Noted:
+    """A column that a credit left, of numbers whose mean is worth a line of metrics.jsonl."""
+
+    column: str
+
+    def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
+        return {self.column: rows[self.column]}
+
+
 def measured(method: Method, cast: Cast) -> Method:
     """The method with everything that can be measured in passing against whoever its first question goes to.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Message = dict[str, str]
 
-GIVEN, STUDENT, TEACHER = 0, 1, 2
+GIVEN, STUDENT, TEACHER, OTHER = 0, 1, 2, 3
 TEACHER_ID = "teacher_id"  # in a problem's data: which of several teachers reads it
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from opd.errors import MethodError, require
+from opd.memory import Memory
 from opd.protocols import Cast, Partner, Sample
-from opd.rollout import STUDENT, Array, End, Group, Message, Piece, Problem, Render, Rollout, Sampling, Visit, continued
+from opd.rollout import STUDENT, Array, Group, Piece, Rollout, Sampling, Visit, continued
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,12 @@ class Fading:
 
 @dataclass(frozen=True)
 class TakeTurns:
-    """`n` episodes per problem in which a coin gives every decision to the teacher with probability share(step).
+    """`n` answers or episodes per problem in which a coin gives every decision to the teacher with probability `share`.
 
     The column `label` holds what the teacher would have done, whoever decided (Ross et al., 1011.0686, Alg. 3.1).
     """
 
-    share: Callable[[int], float]
+    share: float | Callable[[int], float]  # of every batch, or by step
     n: int = 1
     sampling: Sampling = Sampling()
     teacher: str = "teacher"
@@ -46,20 +45,25 @@ class TakeTurns:
 
     def check(self, cast: Cast) -> None:
         """Turns need two who can be relieved in the middle of their writing."""
-        for who in ("student", self.teacher):
-            if not hasattr(cast[who], "take_turns"):
+        able = {"student": ("take_turns",), self.teacher: ("take_turns", "reading")}
+        for who, ways in able.items():
+            if not any(hasattr(cast[who], way) for way in ways):
                 raise MethodError(
                     f"{cast[who].name} cannot take turns decision by decision",
                     got=f"a {type(cast[who]).__name__} as {who}",
-                    expected="a policy or an expert in an environment",
-                    remedy="Train with --task gymnasium:NAME --teacher values, or use gkd for texts",
+                    expected="a model of its own in this process, or a policy or an expert in an environment",
+                    remedy="Name one model as the teacher, or use gkd",
                 )
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         student: Partner = cast["student"]
         prompts = [student.render(visit.problem.messages) for visit in visits]
         seeds = [[visit.seed(sample) for sample in range(self.n)] for visit in visits]
-        written = student.take_turns(cast[self.teacher], self.share(step), prompts, self.sampling, seeds)
+        teacher = cast[self.teacher]
+        share = self.share(step) if callable(self.share) else self.share
+        written = student.take_turns(teacher, share, prompts, self.sampling, seeds)
+        if counted := getattr(teacher, "counted", None):
+            counted(prompts, written)  # it read whatever was written, and its meter did not see it
 
         def rollout(visit: Visit, prompt: Array, piece: Piece) -> Rollout:
             return continued(prompt, piece, visit.problem, self.sampling, STUDENT, student.decode(piece.tokens))
@@ -74,18 +78,17 @@ class TakeTurns:
 class Aggregate:
     """Fresh groups from `fresh`, and with them `replay` times as many drawn from those that came before.
 
-    Of those the newest are kept, `memory` episodes at most; the episodes of one problem go together. It is a state: a
-    resumed run must go on learning from everything that was gathered.
+    Of those the newest are kept, `memory` episodes at most; the episodes of one problem go together. It is a state.
     """
 
     fresh: Sample
     replay: int
     memory: int
-    groups: list[Group] = field(default_factory=list[Group], repr=False)
+    kept: Memory = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         require(self.replay >= 0, "earlier episodes per fresh one (replay)", got=self.replay, expected="at least 0")
-        require(self.memory >= 1, "episodes that are kept (memory)", got=self.memory, expected="at least 1")
+        self.kept = Memory(self.memory)
 
     def check(self, cast: Cast) -> None:
         if check := getattr(self.fresh, "check", None):
@@ -96,52 +99,13 @@ class Aggregate:
         if not self.replay:
             return new
         key = [visits[0].run_seed % 2**64 if visits else 0, step]
-        order = np.random.Generator(np.random.Philox(key=key)).permutation(len(self.groups))
-        render: Render = cast["student"].render
-        again = [replace(self.groups[i], render=render) for i in order[: self.replay * len(new)]]
-        self.groups = self._newest([*self.groups, *new])
+        chance = np.random.Generator(np.random.Philox(key=key))
+        again = self.kept.draw(self.replay * len(new), chance, cast["student"].render)
+        self.kept.add(new)
         return [*new, *again]
 
-    def _newest(self, groups: list[Group]) -> list[Group]:
-        """The last groups, as many as memory has room for; one at least."""
-        kept = accumulate(len(group.rollouts) for group in reversed(groups))
-        return groups[-max(1, sum(episodes <= self.memory for episodes in kept)) :]
-
     def state_dict(self) -> dict[str, Any]:
-        return {str(number): [_packed(one) for one in group.rollouts] for number, group in enumerate(self.groups)}
+        return self.kept.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        gathered = [tuple(_unpacked(packed) for packed in group) for group in state.values()]
-        self.groups = [Group(rollouts[0].problem, rollouts, _unknown) for rollouts in gathered]
-
-
-def _unknown(messages: Sequence[Message]) -> Array:
-    raise AssertionError("a group that was loaded gets its student's render when it is drawn")
-
-
-def _packed(rollout: Rollout) -> dict[str, Any]:
-    """A rollout as tensors and plain values."""
-    arrays = {"tokens": rollout.tokens, "author": rollout.author}
-    if rollout.inputs is not None:
-        arrays["inputs"] = rollout.inputs
-    return {
-        "problem": asdict(rollout.problem),
-        "arrays": {name: torch.from_numpy(array) for name, array in arrays.items()},
-        "columns": {name: torch.from_numpy(array) for name, array in rollout.columns.items()},
-        "tags": rollout.tags,
-        "end": str(rollout.end),
-        "text": rollout.text,
-        "seed": rollout.seed,
-    }
-
-
-def _unpacked(packed: Mapping[str, Any]) -> Rollout:
-    problem = dict(packed["problem"])
-    if not isinstance(problem["prompt"], str):
-        problem["prompt"] = tuple(problem["prompt"])
-    arrays = {name: tensor.numpy() for name, tensor in packed["arrays"].items()}
-    columns = {name: tensor.numpy() for name, tensor in packed["columns"].items()}
-    return Rollout(
-        problem=Problem(**problem), end=End(packed["end"]), columns=columns, tags=packed["tags"], text=packed["text"],
-        seed=packed["seed"], **arrays,
-    )  # fmt: skip
+        self.kept.load_state_dict(state)

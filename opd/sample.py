@@ -1,4 +1,4 @@
-"""Who writes the sequence: the student, the teacher, or one of them by a coin."""
+"""Who writes the sequence: the student, the teacher, one of them by a coin, or each of them one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from opd.errors import require
 from opd.protocols import Cast, Sample, Writer, write_for
-from opd.rollout import STUDENT, TEACHER, End, Group, Piece, Sampling, Visit, continued
+from opd.rollout import OTHER, STUDENT, TEACHER, End, Group, Piece, Sampling, Visit, continued
+
+AUTHORS = {"student": STUDENT, "teacher": TEACHER}
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class OneTurn:
         ]
 
     def _group(self, student: Writer, visit: Visit, prompt: Any, pieces: Sequence[Piece]) -> Group:
-        author = STUDENT if self.writer == "student" else TEACHER
+        author = AUTHORS.get(self.writer, OTHER)
         rollouts = tuple(
             continued(prompt, piece, visit.problem, self.sampling, author, student.decode(piece.tokens))
             for piece in pieces
@@ -64,9 +66,27 @@ class Coin:
         return (self.heads if coin < self.p else self.tails)(cast, visits, step)
 
 
+@dataclass(frozen=True)
+class Together:
+    """What several samples write for a problem, as one group."""
+
+    samples: tuple[Sample, ...]
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        return tuple(sample.writer for sample in self.samples if isinstance(sample, OneTurn | Traces))
+
+    def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
+        written = zip(*(sample(cast, visits, step) for sample in self.samples), strict=True)
+        return [
+            replace(groups[0], rollouts=tuple(rollout for group in groups for rollout in group.rollouts))
+            for groups in written
+        ]
+
+
 @dataclass
 class Traces:
-    """One fixed trace per problem, written by the teacher the first time that the problem is met.
+    """One fixed trace per problem, written by `writer` the first time that the problem is met.
 
     This is the data set of off-policy distillation. It is a state: a resumed run must learn from the same traces.
     """
@@ -93,7 +113,8 @@ class Traces:
         piece = self.written[visit.problem.id]
         prompt = student.render(visit.problem.messages)
         text = student.decode(piece.tokens)
-        rollout = continued(prompt, piece, visit.problem, self.sampling, TEACHER, text)
+        author = AUTHORS.get(self.writer, OTHER)
+        rollout = continued(prompt, piece, visit.problem, self.sampling, author, text)
         return Group(visit.problem, (replace(rollout, seed=visit.seed(0)),), student.render)
 
     def state_dict(self) -> dict[str, Any]:

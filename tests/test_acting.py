@@ -259,7 +259,7 @@ def test_an_episode_that_is_cut_off_has_not_paid_its_whole_price():
 # ---- the methods on texts
 
 
-@pytest.mark.parametrize("method", ["dagger", "aggrevate", "policy_distillation"])
+@pytest.mark.parametrize("method", ["aggrevate", "policy_distillation"])
 def test_what_needs_an_environment_says_so_of_texts(method, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", method, "--steps", "1"]) == 2

@@ -19,7 +19,7 @@ ALLOWED = {
     "protocols": {"dist", "rollout", "errors"},
     "method": {"dist", "rollout", "rows", "protocols", "errors"},
 }
-PARTS = {"sample", "rounds", "views", "credit", "losses", "means", "observe", "channel"}
+PARTS = {"sample", "rounds", "memory", "curriculum", "views", "credit", "losses", "means", "observe", "channel"}
 for part in PARTS:
     ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes", "channel"} - {part}
 PARTS.add("bridge")
@@ -32,6 +32,8 @@ ALLOWED["stated"], ALLOWED["shaping"] = set(), set()
 ALLOWED["hints"] = {"views", "stated", "rollout", "protocols", "method", "errors"}
 ALLOWED["contrasted"] = {"maths", "shaping", "dist", "hints", "rows", "errors"}
 ALLOWED["magnitude"] = {"maths", "shaping", "groups", "hints", "credit", "rows", "errors"}
+ALLOWED["rounds"] |= {"memory"}
+ALLOWED["curriculum"] |= {"memory", "sample"}
 ALLOWED["labels"] = {"dist", "rollout", "errors", "engines"}
 ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "labels"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}

@@ -20,10 +20,26 @@ TABLE = {
     "aggrevate": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "dagger": ({"beta": 0.5, "fade": 2}, {"student writes": 1, "teacher writes": 1, "student learns": 4}, set()),
     "dapo": ({"n": 4, "updates": 2}, {"student writes": 1, "student learns": 2}, set()),
+    "decoupled": ({"lam": 0.5}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
+    "distillm": (
+        {"start": 1.0},
+        {"student writes": 1, "teacher reads": 1, "student learns": 1},
+        {MATCHES},
+    ),
+    "distillm2": (
+        {},
+        {"teacher writes": 1, "reference writes": 1, "teacher reads": 1, "student learns": 1},
+        set(),
+    ),
     "gkd": ({"lam": 1.0}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "grpo": ({"beta": 0.1}, {"student writes": 1, "reference reads": 1, "student learns": 1}, set()),
     "kickstarting": ({"gate": True, "n": 2}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "local_support": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 2}, {MATCHES}),
+    "minillm": (
+        {},
+        {"student writes": 1, "teacher writes": 1, "teacher reads": 1, "student learns": 4},
+        set(),
+    ),
     "nail": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "nailgun": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "on_policy_distillation": (

@@ -70,6 +70,7 @@ def slots(method: Method) -> list[tuple[str, str]]:
     how = f" ({epochs} epochs of {parts} parts)" if epochs > 1 else ""
     lines += [("updates", f"{epochs * parts} per batch{how}")]
     lines += [("observe", ", ".join(worded(one) for one in method.observe))] if method.observe else []
+    lines += [("hooks", ", ".join(worded(one) for one in method.hooks))] if method.hooks else []
     lines += [("state", ", ".join(sorted(method.state)))] if method.state else []
     lines += [(who, f"{spec}, unless --{who} says otherwise") for who, spec in method.casting.items()]
     return lines

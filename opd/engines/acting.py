@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from opd.dist import HeadDist, TableDist, TopDist
-from opd.engines.sampling import draw, truncate, uniforms
+from opd.engines.sampling import at, choose, take_turn, uniforms
 from opd.engines.world import World, play
 from opd.protocols import Answer, Want
-from opd.rollout import STUDENT, TEACHER, Array, Message, Piece, Rollout, Sampling
+from opd.rollout import Array, Message, Piece, Rollout, Sampling
 
 
 class Actor(ABC):
@@ -37,9 +37,9 @@ class Actor(ABC):
 
         def decide(observations: Tensor, live: Array, t: int) -> Mapping[str, Array]:
             plain = self.logprobs(observations)
-            token, drawn = _drawn(plain, sampling, uniform[live, t])
-            own = _at(plain, token)
-            behaviour = torch.zeros_like(own) if sampling.greedy else _at(drawn, token)
+            token, drawn = choose(plain, sampling, uniform[live, t])
+            own = at(plain, token)
+            behaviour = torch.zeros_like(own) if sampling.greedy else at(drawn, token)
             return {"token": token.numpy(), "behaviour": behaviour.numpy(), "untruncated": own.numpy()}
 
         with torch.no_grad():
@@ -53,21 +53,9 @@ class Actor(ABC):
         uniform = uniforms(flat, 3 * limit).unflatten(-1, (limit, 3))
 
         def decide(observations: Tensor, live: Array, t: int) -> Mapping[str, Array]:
-            coin, ours, theirs = uniform[live, t].unbind(-1)
             plain, expert = self.logprobs(observations), teacher.logprobs(observations)
-            label = draw(expert, theirs)
-            own, drawn = _drawn(plain, sampling, ours)
-            relieved = coin < share
-            token = torch.where(relieved, label, own)
-            student = (own == token).to(plain) if sampling.greedy else _at(drawn, token).exp()
-            behaviour = ((1 - share) * student + share * _at(expert, token).exp()).log()
-            return {
-                "token": token.numpy(),
-                "behaviour": behaviour.numpy(),
-                "untruncated": _at(plain, token).numpy(),
-                "label": label.numpy(),
-                "author": torch.where(relieved, TEACHER, STUDENT).numpy(),
-            }
+            turn = take_turn(plain, expert, share, sampling, uniform[live, t])
+            return {name: column.numpy() for name, column in turn.items()}
 
         with torch.no_grad():
             return _regrouped(play(self.world, starts, limit, decide), seeds)
@@ -109,18 +97,6 @@ def answered(dist: HeadDist | TableDist, contexts: Sequence[Rollout], want: Want
 def decisions(contexts: Sequence[Rollout]) -> Tensor:
     """[N] the actions that were executed."""
     return torch.from_numpy(np.concatenate([c.decisions for c in contexts])).long()
-
-
-def _drawn(plain: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """[n] actions, and the [n, V] log-probs that they were drawn with."""
-    if sampling.greedy:
-        return plain.argmax(-1), plain
-    drawn = truncate(plain, sampling)
-    return draw(drawn, uniform), drawn
-
-
-def _at(logprobs: Tensor, token: Tensor) -> Tensor:
-    return logprobs.gather(-1, token[:, None]).squeeze(-1)
 
 
 def _regrouped(pieces: list[Piece], seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opd.dist import HeadDist, TopDist
-from opd.engines import hf_lora, hf_write
+from opd.engines import hf_lora, hf_turns, hf_write
 from opd.engines.hf_load import blocks_of, head_of, load_model, load_tokenizer, probe, real_tokens, same_tokens
 from opd.errors import DataError, ModelError
 from opd.protocols import Answer, Forward, Want, resolve_layers
@@ -171,6 +171,18 @@ class HFModel:
         """For prompt i one piece per seed in seeds[i]; the stop token is a decision and part of the piece."""
         self.check(prompts, room=1)
         return hf_write.write(self, prompts, sampling, seeds)
+
+    def take_turns(
+        self, teacher: Any, share: float, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Piece]]:
+        """As `write`, but before every token a coin gives it to the teacher with probability `share`."""
+        self.check(prompts, room=1)
+        return hf_turns.take_turns(self, teacher, share, prompts, sampling, seeds)
+
+    def reading(self, prompts: Sequence[Array], steps: int) -> hf_write.Reader:
+        """The prompts are read; what then comes, at most `steps` tokens each, can be read one by one."""
+        self.check(prompts, room=1)
+        return hf_write.Reader(self, prompts, steps)
 
     # -- passes -------------------------------------------------------------------------------------------------------
 

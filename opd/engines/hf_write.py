@@ -5,8 +5,8 @@ Axes: B sequences, b sequences still in the batch, T positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,13 +23,49 @@ if TYPE_CHECKING:
 KEPT = 0.75  # the batch shrinks when no more than this part of it is still writing
 
 
+Choose = Callable[[Tensor, int], Mapping[str, Tensor]]  # sequences in the batch [b], step -> columns [b], `token` first
+
+
+class Reading(Protocol):
+    """Whoever reads a batch of texts in lockstep, as they grow, and says what comes next."""
+
+    context: int
+    stops: frozenset[int]
+
+    def logits(self) -> Tensor: ...  # [b, V] of the next token
+    def read(self, ids: Tensor) -> None: ...  # [b] one more token for every sequence
+    def select(self, rows: Tensor) -> None: ...  # [b'] keep, drop or repeat sequences of the present batch
+
+
 @torch.no_grad()
 def write(
     model: HFModel, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]
 ) -> list[list[Piece]]:
+    def some(prompts: Sequence[Array], seeds: Sequence[Sequence[int]]) -> list[Piece]:
+        limits = room(prompts, seeds, model.context, sampling.max_new or model.max_new).to(model.device)
+        reader, steps = Reader(model, prompts, int(limits.max())), int(limits.max())
+        flat = [seed for own in seeds for seed in own]
+        uniform = None if sampling.greedy else uniforms(flat, steps).to(model.device)
+
+        def choose(inside: Tensor, t: int) -> Mapping[str, Tensor]:
+            found = next_token(reader.logits(), sampling, None if uniform is None else uniform[inside, t])
+            return dict(zip(("token", "behaviour", "untruncated"), found, strict=True))
+
+        return decode([reader], choose, origins(seeds), limits, marked(reader.stops | set(sampling.stop), model))
+
+    return in_batches(prompts, seeds, model.max_sequences, some)
+
+
+def in_batches(
+    prompts: Sequence[Array],
+    seeds: Sequence[Sequence[int]],
+    limit: int,
+    some: Callable[[Sequence[Array], Sequence[Sequence[int]]], list[Piece]],
+) -> list[list[Piece]]:
+    """What `some` writes, a few prompts at a time: per prompt one piece for each of its seeds."""
     pieces: list[list[Piece]] = [[] for _ in prompts]
-    for batch in _batches(prompts, seeds, model.max_sequences):
-        written = iter(_write([prompts[i] for i in batch], [seeds[i] for i in batch], sampling, model))
+    for batch in _batches(prompts, seeds, limit):
+        written = iter(some([prompts[i] for i in batch], [seeds[i] for i in batch]))
         for i in batch:
             pieces[i] = [next(written) for _ in seeds[i]]
     return pieces
@@ -48,43 +84,55 @@ def _batches(prompts: Sequence[Array], seeds: Sequence[Sequence[int]], limit: in
     return batches
 
 
-def _write(prompts: Sequence[Array], seeds: Sequence[Sequence[int]], sampling: Sampling, model: HFModel) -> list[Piece]:
-    device = model.device
-    origin = torch.from_numpy(np.repeat(np.arange(len(prompts)), [len(s) for s in seeds])).to(device)  # [B]
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    longest = sampling.max_new or model.max_new
-    limits = (model.context - lengths).clamp(max=longest)[origin]
-    steps = int(limits.max())
-    flat = [seed for group in seeds for seed in group]
-    uniform = None if sampling.greedy else uniforms(flat, steps).to(device)
-    stops = torch.zeros(model.vocab, dtype=torch.bool, device=device)
-    stops[[i for i in model.stops | set(sampling.stop) if i < model.vocab]] = True
+def origins(seeds: Sequence[Sequence[int]]) -> Tensor:
+    """[B] the number of each sequence's prompt."""
+    return torch.from_numpy(np.repeat(np.arange(len(seeds)), [len(own) for own in seeds]))
 
-    state = _Reader(model, prompts, steps)
-    state.select(origin)
-    tokens = torch.zeros(len(flat), steps, dtype=torch.int64, device=device)
-    behaviour = torch.zeros(len(flat), steps, dtype=model.dtype, device=device)
-    untruncated = torch.zeros_like(behaviour)
-    ends = torch.zeros(len(flat), dtype=torch.int64, device=device)  # 0: still writing
-    inside = torch.arange(len(flat), device=device)  # [b] which sequences the batch holds
+
+def room(prompts: Sequence[Array], seeds: Sequence[Sequence[int]], context: int, longest: int) -> Tensor:
+    """[B] how many tokens each sequence may have after its prompt."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    return (context - lengths).clamp(max=longest)[origins(seeds)]
+
+
+def marked(stops: Iterable[int], model: HFModel) -> Tensor:
+    """[V] bool: the tokens that end a text."""
+    found = torch.zeros(model.vocab, dtype=torch.bool, device=model.device)
+    found[[i for i in stops if i < model.vocab]] = True
+    return found
+
+
+def decode(readers: Sequence[Reading], choose: Choose, origin: Tensor, limits: Tensor, stops: Tensor) -> list[Piece]:
+    """One token after the other: `choose` says which, and every reader reads it. All [B], stops [V]."""
+    steps, device = int(limits.max()), limits.device
+    for reader in readers:
+        reader.select(origin.to(device))
+    columns: dict[str, Tensor] = {}
+    ends = torch.zeros(len(limits), dtype=torch.int64, device=device)  # 0: still writing
+    inside = torch.arange(len(limits), device=device)  # [b] which sequences the batch holds
     for t in range(steps):
-        logits = model.dist(state.hidden, inside).logits()
-        ids, drawn, plain = _next(logits, sampling, None if uniform is None else uniform[inside, t])
-        tokens[inside, t], behaviour[inside, t], untruncated[inside, t] = ids, drawn, plain
+        chosen = choose(inside, t)
+        for name, values in chosen.items():
+            if name not in columns:
+                columns[name] = torch.zeros(len(limits), steps, dtype=values.dtype, device=device)
+            columns[name][inside, t] = values
+        ids = chosen["token"]
         ended = (stops[ids] | (limits[inside] <= t + 1)) & (ends[inside] == 0)
         ends[inside] = torch.where(ended, t + 1, ends[inside])
         going = (ends[inside] == 0).nonzero().squeeze(1)
         if not len(going):
             break
         if len(going) <= KEPT * len(inside):
-            state.select(going)
             inside, ids = inside[going], ids[going]
-        state.read(ids)
-    stopped = stops[tokens.gather(1, ends[:, None] - 1)].squeeze(1)
-    return _pieces(tokens, behaviour, untruncated, ends, stopped)
+            for reader in readers:
+                reader.select(going)
+        for reader in readers:
+            reader.read(ids)
+    stopped = stops[columns["token"].gather(1, ends[:, None] - 1)].squeeze(1)
+    return _pieces(columns, ends, stopped)
 
 
-def _next(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def next_token(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """[b, V] -> [b] ids, their log-probs under what drew them, their log-probs at temperature 1."""
     if uniform is None:
         top, ids = logits.max(-1)
@@ -96,21 +144,29 @@ def _next(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> tuple[T
     return ids, drawn, drawn if whole else logits.gather(1, ids[:, None]).squeeze(1) - logits.logsumexp(-1)
 
 
-def _pieces(tokens: Tensor, behaviour: Tensor, untruncated: Tensor, ends: Tensor, stopped: Tensor) -> list[Piece]:
-    columns = (tokens.to(torch.int32), behaviour, untruncated)
-    arrays = [column.cpu().numpy() for column in columns]
+def _pieces(columns: Mapping[str, Tensor], ends: Tensor, stopped: Tensor) -> list[Piece]:
+    arrays = {name: column.cpu().numpy() for name, column in columns.items()}
     pieces: list[Piece] = []
     for row, (n, stop) in enumerate(zip(ends.tolist(), stopped.tolist(), strict=True)):
-        ids, drawn, plain = (array[row, :n].copy() for array in arrays)
-        pieces.append(Piece(ids, drawn, plain, End.STOP if stop else End.LENGTH))
+        own = {name: array[row, :n].copy() for name, array in arrays.items()}
+        pieces.append(
+            Piece(
+                tokens=own.pop("token").astype(np.int32),
+                behaviour=own.pop("behaviour"),
+                untruncated=own.pop("untruncated"),
+                end=End.STOP if stop else End.LENGTH,
+                author=own.pop("author", None),
+                columns=own,
+            )
+        )
     return pieces
 
 
-class _Reader:
+class Reader:
     """The model with its cache: prompts padded on the left, then one token per sequence and step."""
 
     def __init__(self, model: HFModel, prompts: Sequence[Array], steps: int) -> None:
-        self.model = model
+        self.model, self.context, self.stops = model, model.context, model.stops
         width = max(len(p) for p in prompts)
         ids = np.zeros((len(prompts), width), np.int64)
         mask = np.ones((len(prompts), width + steps), np.int64)
@@ -127,8 +183,13 @@ class _Reader:
         growing = all(type(layer) is _GrowingLayer for layer in self.cache.layers)
         self.lean = lean(model.decoder, model.config) if growing else None
 
+    def logits(self) -> Tensor:
+        """[b, V] of the next token."""
+        return self.model.dist(self.hidden, self.position).logits()
+
     def select(self, rows: Tensor) -> None:
         """Keep, drop or repeat sequences: rows [b] are numbers of the present batch."""
+        rows = rows.to(self.hidden.device)
         if len(rows) == len(self.hidden) and bool((rows == torch.arange(len(rows), device=rows.device)).all()):
             return
         self.cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
@@ -137,6 +198,7 @@ class _Reader:
 
     def read(self, ids: Tensor) -> None:
         """One more token for every sequence; `hidden` then predicts the next."""
+        ids = ids.to(self.hidden.device)
         self.seen += 1
         self.position = self.position + 1
         if self.lean is None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd.rollout import Sampling
+from opd.rollout import STUDENT, TEACHER, Sampling
 
 BLOCK = 128  # tokens per block of the two-level look-up
 NUCLEUS = 64  # most probable tokens first searched for a top-p set; sorting all of 32,000 takes 50 times as long
@@ -88,3 +88,37 @@ def uniforms(seeds: Sequence[int], n: int) -> Tensor:
     """[B, n] float64 numbers in [0, 1); row b depends on seeds[b] alone, and a longer row begins with a shorter one."""
     rows = [np.random.Generator(np.random.Philox(key=seed)).random(n) for seed in seeds]
     return torch.from_numpy(np.stack(rows) if rows else np.zeros((0, n)))
+
+
+def choose(plain: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """[b, V] log-probs of a model -> [b] ids, and the [b, V] log-probs that they were drawn with."""
+    if sampling.greedy:
+        return plain.argmax(-1), plain
+    drawn = truncate(plain, sampling)
+    return draw(drawn, uniform), drawn
+
+
+def at(logprobs: Tensor, ids: Tensor) -> Tensor:
+    """[b, V], [b] -> [b]"""
+    return logprobs.gather(-1, ids[:, None]).squeeze(-1)
+
+
+def take_turn(plain: Tensor, expert: Tensor, share: float, sampling: Sampling, uniform: Tensor) -> dict[str, Tensor]:
+    """What student and teacher, both [b, V] log-probs, decide when a coin says who: columns [b].
+
+    uniform [b, 3]: the coin, the student's draw, the teacher's. `label` is what the teacher would have done, whoever
+    decided; `behaviour` the log-prob under the mixture (1 - share) student + share teacher, which drew `token`.
+    """
+    coin, ours, theirs = uniform.unbind(-1)
+    label = draw(expert, theirs)
+    own, drawn = choose(plain, sampling, ours)
+    relieved = coin < share
+    token = torch.where(relieved, label, own)
+    student = (own == token).to(plain) if sampling.greedy else at(drawn, token).exp()
+    return {
+        "token": token,
+        "behaviour": ((1 - share) * student + share * at(expert, token).exp()).log(),
+        "untruncated": at(plain, token),
+        "label": label,
+        "author": torch.where(relieved, TEACHER, STUDENT).to(torch.int8),
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from opd.engines.hf import HFModel
+from opd.engines.hf_write import Reading
 from opd.protocols import Answer, Student, Want
 from opd.rollout import Array, Message, Piece, Rollout, Sampling
 
@@ -30,6 +31,10 @@ class LocalTeacher:
 
     def write(self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:
         return self.engine.write(prompts, sampling, seeds)
+
+    def reading(self, prompts: Sequence[Array], steps: int) -> Reading:
+        """Texts that somebody else writes, read as they grow."""
+        return self.engine.reading(prompts, steps)
 
     def render(self, messages: Sequence[Message]) -> Array:
         return self.engine.render(messages)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from opd.dist import Dist, HeadDist, TableDist, TopDist
+from opd.engines.hf_write import Reading
 from opd.errors import TeacherError
 from opd.protocols import Answer, Student, Want
 from opd.rollout import Array, End, Message, Piece, Rollout, Sampling
@@ -45,6 +46,10 @@ class Renamed:
         stop = tuple(int(token) for token in self._exchanged(np.array(sampling.stop, np.int64)))
         pieces = self.teacher.write(prompts, replace(sampling, stop=stop), seeds)
         return [[self._piece(piece, sampling) for piece in some] for some in pieces]
+
+    def reading(self, prompts: Sequence[Array], steps: int) -> Reading:
+        """Texts that somebody else writes, read as they grow; it can do so where its teacher can."""
+        return _Renamed(self.teacher.reading(prompts, steps), self.ours, self.theirs)
 
     def _piece(self, piece: Piece, sampling: Sampling) -> Piece:
         tokens = self._exchanged(piece.tokens)
@@ -97,3 +102,24 @@ class Renamed:
         exchanged = x.clone()
         exchanged[[self.ours, self.theirs]] = x[[self.theirs, self.ours]]
         return exchanged
+
+
+class _Renamed:
+    """A reading in our names."""
+
+    def __init__(self, reading: Reading, ours: int, theirs: int) -> None:
+        self.reading, self.ours, self.theirs, self.context = reading, ours, theirs, reading.context
+        self.stops = frozenset({theirs: ours, ours: theirs}.get(token, token) for token in reading.stops)
+
+    def logits(self) -> Tensor:
+        logits = self.reading.logits()
+        exchanged = logits.clone()
+        exchanged[:, [self.ours, self.theirs]] = logits[:, [self.theirs, self.ours]]
+        return exchanged
+
+    def read(self, ids: Tensor) -> None:
+        theirs = torch.where(ids == self.ours, self.theirs, torch.where(ids == self.theirs, self.ours, ids))
+        self.reading.read(theirs)
+
+    def select(self, rows: Tensor) -> None:
+        self.reading.select(rows)
