@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd import maths
+from opd import maths, supports
 from opd.channel import Channel
 from opd.dist import Dist
 from opd.errors import ModelError, one_of, require
@@ -161,7 +161,7 @@ class OnSupport:
     divergence: Divergence
     k: int
     source: str = "teacher"
-    outside: maths.Outside = "renormalise"
+    outside: supports.Outside = "renormalise"
     sampled: bool = False  # the decided token is always in the support
     teacher: str = "teacher"
 
@@ -177,11 +177,10 @@ class OnSupport:
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         teacher = rows.dist(self.teacher)
-        ids = _best(student, teacher, self.k, self.source)
-        valid = torch.ones_like(ids, dtype=torch.bool)
+        ids, valid = _best(student, teacher, self.k, self.source), None
         if self.sampled:
-            ids, valid = maths.plus(ids, valid, rows["token"])
-        return self.divergence(*maths.close(_support(student, teacher, ids, valid), self.outside))
+            ids, valid = supports.plus(ids, valid, rows["token"])
+        return self.divergence(*supports.close(supports.gather_support(student, teacher, ids, valid), self.outside))
 
 
 @dataclass(frozen=True)
@@ -207,9 +206,9 @@ class SampledTail:
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         teacher = rows.dist(self.teacher)
-        support = self._support(student, teacher)
+        support = supports.gather_support(student, teacher, _best(student, teacher, self.k, self.source))
         weight, _ = self._weight(student, rows)
-        estimate = maths.published_sampled_tail_reverse_kl if self.published else maths.sampled_tail_reverse_kl
+        estimate = supports.published_sampled_tail_reverse_kl if self.published else supports.sampled_tail_reverse_kl
         chosen = teacher.chosen.to(student.chosen.device)
         return estimate(support, student.chosen, chosen, _holds(support.ids, rows["token"]), weight)
 
@@ -218,10 +217,6 @@ class SampledTail:
         ids = _best(student, rows.dist(self.teacher), self.k, self.source)
         weight, cut = self._weight(student, rows)
         return {"tail.cut": (cut & ~_holds(ids, rows["token"])).to(weight.dtype)}
-
-    def _support(self, student: Dist, teacher: Dist) -> maths.Support:
-        ids = _best(student, teacher, self.k, self.source)
-        return _support(student, teacher, ids, torch.ones_like(ids, dtype=torch.bool))
 
     def _weight(self, student: Dist, rows: Rows) -> tuple[Tensor, Tensor]:
         return maths.importance_weight(student.chosen, rows["behaviour"], self.cap or math.inf)
@@ -235,11 +230,6 @@ def _check_support(k: int, source: str) -> None:
 def _best(student: Dist, teacher: Dist, k: int, source: str) -> Tensor:
     """[n, K] ids of the best tokens of one of the two, on the student's device."""
     return (teacher if source == "teacher" else student).top(k).to(student.chosen.device)
-
-
-def _support(student: Dist, teacher: Dist, ids: Tensor, valid: Tensor) -> maths.Support:
-    # Every id is a real one, also where it is invalid as a repetition, so that a teacher of K tokens can be asked it.
-    return maths.Support(ids, valid, student.at(ids), teacher.at(ids).to(ids.device))
 
 
 def _holds(ids: Tensor, token: Tensor) -> Tensor:
