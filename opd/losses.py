@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -109,6 +109,24 @@ class PolicyGradient:
 
 
 @dataclass(frozen=True)
+class TruncatedGradient:
+    """-A pi(y) / mu(y) whose weight in the gradient is at most `cap`: truncated importance sampling."""
+
+    cap: float
+
+    def __post_init__(self) -> None:
+        require(self.cap >= 1, "the cap of the importance weight", got=self.cap, expected="at least 1")
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        return maths.truncated_gradient(student.chosen, rows["behaviour"], rows["advantage"], self.cap)
+
+    def cut(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
+        """weight.cut: 1 where the weight was cut to the cap, else 0."""
+        weight, cut = maths.importance_weight(student.chosen, rows["behaviour"], self.cap)
+        return {"weight.cut": cut.to(weight)}
+
+
+@dataclass(frozen=True)
 class StayNear:
     """k3 of the decided token against a reader's log-prob of it: GRPO's term that holds the policy near its reference.
 
@@ -181,6 +199,47 @@ class OnSupport:
         if self.sampled:
             ids, valid = supports.plus(ids, valid, rows["token"])
         return self.divergence(*supports.close(supports.gather_support(student, teacher, ids, valid), self.outside))
+
+
+@dataclass(frozen=True)
+class SupportGradient:
+    """PPO's surrogate summed over words that student and teacher think best, each as if drawn (2604.13016).
+
+    words: which, see supports.combined; weight: how they count, see supports.support_gradient; old: the column of the
+    student's distributions at the start of the batch, empty where the only update of a batch begins with them.
+    """
+
+    k: int
+    words: supports.Words = "only_stu"
+    weight: supports.Weight = "student_p"
+    clip: float = 0.2
+    dual: float = 3.0
+    old: str = ""
+    teacher: str = "teacher"
+
+    def __post_init__(self) -> None:
+        require(self.k >= 1, "the size K of the support", got=self.k, expected="at least 1")
+        one_of("whose words are rewarded", self.words, get_args(supports.Words))
+        one_of("how they are weighted", self.weight, get_args(supports.Weight))
+        require(self.dual == 0 or self.dual > 1 + self.clip, "the bound of a negative advantage (dual)", got=self.dual,
+                expected=f"0 for none, or more than 1 + clip = {1 + self.clip}")  # fmt: skip
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        ids, valid = self._support(student, rows)
+        support = supports.gather_support(student, rows.dist(self.teacher), ids, valid)
+        old = rows.dist(self.old).at(ids) if self.old else support.student
+        normalised = self.words != "union-intersection"  # as released
+        return supports.support_gradient(support, old, self.weight, normalised, self.clip, self.dual)
+
+    def empty(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
+        """support.empty: 1 where there is no such word and nothing is learned, else 0."""
+        _, valid = self._support(student, rows)
+        return {"support.empty": (~valid.any(-1)).to(student.chosen)}
+
+    def _support(self, student: Dist, rows: Rows) -> tuple[Tensor, Tensor]:
+        ours = (rows.dist(self.old) if self.old else student).top(self.k)
+        theirs = rows.dist(self.teacher).top(self.k).to(ours.device)
+        return supports.combined(ours, theirs, self.words)
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def skew_kl(lp: Tensor, lq: Tensor, alpha: float) -> Tensor:
     def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
         odds, mass = _odds(lp, lq, alpha), lq.exp()
         value = _sum(logsigmoid(odds).sub_(math.log(alpha)).mul_(mass), mass)
-        return value, lambda: _product(mass, odds.neg_().sigmoid_()).neg_()
+        return value, lambda: product(mass, odds.neg_().sigmoid_()).neg_()
 
     return _divergence(lp, lq, formula)
 
@@ -223,7 +223,7 @@ def skew_reverse_kl(lp: Tensor, lq: Tensor, alpha: float, detach_mixture: bool =
         odds, mass = _odds(lp, lq, 1 - alpha), lp.exp()
         terms = logsigmoid(-odds).sub_(math.log(alpha)).mul_(mass)
         value = _sum(terms, mass)
-        return value, lambda: terms.add_(mass if detach_mixture else _product(mass, odds.sigmoid_()))
+        return value, lambda: terms.add_(mass if detach_mixture else product(mass, odds.sigmoid_()))
 
     return _divergence(lp, lq, formula)
 
@@ -240,8 +240,8 @@ def mixture(lp: Tensor, ln: Tensor, rate: float) -> Tensor:
     return torch.logaddexp(lp + math.log1p(-rate), ln + math.log(rate))
 
 
-def _product(mass: Tensor, x: Tensor) -> Tensor:
-    # mass * x, written over x; mass 0 gives 0 also where x is nan.
+def product(mass: Tensor, x: Tensor) -> Tensor:
+    """mass * x, written over x; mass 0 gives 0 also where x is nan."""
     return x.mul_(mass).masked_fill_(mass == 0, 0)
 
 
@@ -274,11 +274,54 @@ def power_divergence(lp: Tensor, lq: Tensor, alpha: float, scale: Scale = "usual
     size = _power_size(alpha, scale)
 
     def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
-        gain = _product(lp.exp(), _box_cox(lp, lq, alpha))
+        gain = product(lp.exp(), _box_cox(lp, lq, alpha))
         linear = (lp.exp() - lq.exp()).mul_(lq.mul(alpha).exp_()) if alpha else lp.exp() - lq.exp()
         return linear.add_(gain).sum(-1).mul_(-size / (1 + alpha)), lambda: gain.mul_(-size)
 
     return _divergence(lp, lq, formula)
+
+
+def extrapolated_reward(lp: Tensor, lq: Tensor, lb: Tensor, lam: float | Tensor) -> Tensor:
+    """lam log(q/b) - log(p/b) for the chosen word; a constant for the gradient.
+
+    Its mean is least bad at p ~ q^lam b^(1 - lam): the base b at lam = 0, the teacher q at 1 whatever b, beyond the
+    teacher above 1. Shapes: [N], [N], [N], lam a number or [N] -> [N]. Source: G-OPD, arXiv 2602.12125.
+    """
+    further = (upcast(lq) - upcast(lb)).detach()
+    extra = (torch.as_tensor(lam, dtype=further.dtype, device=further.device) - 1).expand_as(further)
+    return (upcast(lq) - upcast(lp)).detach() + torch.where(extra == 0, 0.0, extra * further)
+
+
+def extrapolation_limit(lq: Tensor, lb: Tensor, c: float) -> Tensor:
+    """lam* = 1 + log(1 + (c - 1)/q) / (logit q - logit b): beyond it p ~ q^lam b^(1-lam) is too sure of a word.
+
+    q and b are what teacher and base give the teacher's best word. At lam* the other words together have (1 - q)/c:
+    the teacher's weight on any of them, q/p, reaches c. inf where q = b, nan where q < b: there the theorem does not
+    hold, and lam > 1 makes the word *less* likely.
+    Shapes: log-probs [N], [N] -> [N]. Raises ValueError unless c >= 1.
+    Source: arXiv 2605.08737, Eq. 4, which writes the same as a quotient of two differences of log-odds.
+    """
+    demand(c >= 1, f"extrapolation_limit got c={c}, expected at least 1: it is the cap of an importance ratio.")
+    lq, lb = upcast(lq).detach(), upcast(lb).detach()
+    gain = torch.log1p((c - 1) * (-lq).exp()) / (_logit(lq) - _logit(lb))
+    return torch.where(lq > lb, 1 + gain, torch.where(lq == lb, math.inf, math.nan))
+
+
+def _logit(lp: Tensor) -> Tensor:
+    # log p/(1 - p) from log p, exact for p near 1.
+    return lp - (-torch.expm1(lp)).log()
+
+
+def earliness(size: Tensor, segment: Tensor) -> Tensor:
+    """1 - P_t / P with P_t = sum of the sizes before t in its segment, in table order, and P that of all of them.
+
+    Falls from 1 in the first row of a segment; 1 throughout where every size is 0. A constant for the gradient.
+    Shapes: [N] (not negative), [N] -> [N]. Source: IW-OPD, arXiv 2606.22600.
+    """
+    left = returns(size, segment, torch.arange(len(segment), device=segment.device), 1.0)
+    place = cast(tuple[Tensor, Tensor], torch.unique(segment, return_inverse=True))[1]  # pyright: ignore
+    whole = left.new_zeros(int(place.max()) + 1).scatter_reduce(0, place, left, "amax")[place]
+    return torch.where(whole > 0, left / whole, 1.0)
 
 
 def _box_cox(lp: Tensor, lq: Tensor, alpha: float) -> Tensor:
@@ -359,6 +402,17 @@ def importance_gradient(logp: Tensor, behaviour: Tensor, advantage: Tensor) -> T
     return -advantage.detach() * _ratio(logp, behaviour)
 
 
+def truncated_gradient(logp: Tensor, behaviour: Tensor, advantage: Tensor, cap: float) -> Tensor:
+    """`importance_gradient` with the gradient -A min(p(y)/mu(y), cap) grad log p(y): no word weighs more than cap.
+
+    Beyond the cap its value goes on as -A cap (1 + log(p / (mu cap))), which has that gradient.
+    Shapes: [N], [N], [N] -> [N]. Raises ValueError unless cap > 0. Source: truncated importance sampling, Ionides (2008).
+    """
+    demand(0 < cap < math.inf, f"got cap={cap}, expected a positive number: use importance_gradient for none.")
+    excess = upcast(logp) - upcast(behaviour).detach() - math.log(cap)
+    return -advantage.detach() * cap * (excess.clamp(max=0).exp() + excess.clamp(min=0))
+
+
 def ppo_clip(
     logp: Tensor, old: Tensor, advantage: Tensor, low: float = 0.2, high: float = 0.2, dual: float = 0.0
 ) -> Tensor:
@@ -394,7 +448,7 @@ def expected_loss(lp: Tensor, values: Tensor) -> Tensor:
     Shapes: [N, V], [N, V] -> [N].
     """
     values = upcast(values)
-    return _product(lp.exp(), values.amax(-1, keepdim=True) - values).sum(-1)
+    return product(lp.exp(), values.amax(-1, keepdim=True) - values).sum(-1)
 
 
 def importance_weight(old: Tensor, behaviour: Tensor, cap: float) -> tuple[Tensor, Tensor]:

@@ -77,6 +77,16 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Columns that a credit has made, as they are, so that their means become metrics."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
+        return {name: rows[name] for name in self.names}
+
+
+@dataclass(frozen=True)
 class Clipped:
     """clipped: 1 where PPO's clip takes a row's gradient away, because its ratio has gone too far for its sign."""
 

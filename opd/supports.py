@@ -6,14 +6,16 @@ N rows, V vocabulary, K support.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from opd.maths import demand, log_softmax, reverse_kl, upcast
+from opd.maths import demand, log_softmax, ppo_clip, product, reverse_kl, upcast
 
 Outside = Literal["renormalise", "tail", "drop"]
+Words = Literal["only_stu", "only_tch", "intersection", "union", "union-intersection"]
+Weight = Literal["student_p", "teacher_p", "none"]
 
 
 class Scorer(Protocol):
@@ -73,6 +75,24 @@ def plus(ids: Tensor, valid: Tensor | None, token: Tensor) -> tuple[Tensor, Tens
     Shapes: [N, K], [N, K] (None: all are valid), [N] -> ids [N, K+1], valid [N, K+1].
     """
     return union(ids, token.unsqueeze(-1), valid)
+
+
+def combined(ours: Tensor, theirs: Tensor, words: Words) -> tuple[Tensor, Tensor]:
+    """Words from the student's K best and the teacher's: of one, of both, of either, or of one but not of the other.
+
+    Shapes: ids [N, K] without repetitions, [N, K] -> ids, valid [N, K] or [N, 2K]. Raises ValueError for another name.
+    Source: arXiv 2604.13016, whose names these are; union-intersection is what only one of them has.
+    """
+    if words == "only_stu" or words == "only_tch":
+        ids = ours if words == "only_stu" else theirs
+        return ids, torch.ones_like(ids, dtype=torch.bool)
+    if words == "union":
+        return union(ours, theirs)
+    shared = ours[:, :, None] == theirs[:, None, :]
+    if words == "intersection":
+        return theirs, shared.any(1)
+    demand(words == "union-intersection", f"combined got words={words!r}, expected one of {get_args(Words)}: name one.")
+    return torch.cat([ours, theirs], -1), ~torch.cat([shared.any(2), shared.any(1)], -1)
 
 
 def everything(n: int, v: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
@@ -186,3 +206,25 @@ def _sampled_tail(student: Tensor, teacher: Tensor, inside: Tensor, weight: Tens
     if weight is not None:
         cost = cost * weight.detach()
     return (student - constant).exp() * cost.masked_fill(inside, 0)
+
+
+# every word of a support as if it had been drawn
+
+
+def support_gradient(
+    support: Support, old: Tensor, weight: Weight, normalised: bool = True, clip: float = 0.2, dual: float = 3.0
+) -> Tensor:
+    """sum_{v in S} -PPOclip(p(v)/old(v), A(v)), A(v) = w(v) (log q(v) - log old(v)): a policy gradient without a draw.
+
+    `weight` is old(v), q(v) or 1; the first two sum to 1 over S where `normalised`. At old = p the gradient is that of
+    the renormalised reverse KL on S, plus (KL_S + log p(S)/q(S)) grad log p(S): mass also moves in and out of S.
+    Shapes: Support [N, K], old log-probs at its words [N, K] -> [N]; 0 where S is empty.
+    Source: the code of arXiv 2604.13016.
+    """
+    demand(weight in get_args(Weight), f"got weight={weight!r}, expected one of {get_args(Weight)}: name one of them.")
+    old, teacher = upcast(old).detach(), upcast(support.teacher).detach()
+    logweight = {"student_p": old, "teacher_p": teacher, "none": torch.zeros_like(old)}[weight]
+    if weight != "none" and normalised:
+        logweight = _renormalise(logweight.masked_fill(~support.valid, -math.inf), support.valid)
+    advantage = product(logweight.exp(), teacher - old)
+    return ppo_clip(support.student, old, advantage, clip, clip, dual).masked_fill(~support.valid, 0).sum(-1)

@@ -26,7 +26,7 @@ for part in PARTS:
     ALLOWED[part].add("supports")
 PARTS.add("bridge")
 ALLOWED["bridge"] = {"dist", "errors", "maths", "protocols", "rollout", "rows"}
-for part in ("groups", "selection"):
+for part in ("groups", "reshape", "selection"):
     PARTS.add(part)
     ALLOWED[part] = {"credit", "maths", "rows", "protocols", "errors"}
 ALLOWED["labels"] = {"dist", "rollout", "errors", "engines"}
