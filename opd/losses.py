@@ -115,7 +115,7 @@ class TruncatedGradient:
     cap: float
 
     def __post_init__(self) -> None:
-        require(self.cap >= 1, "the cap of the importance weight", got=self.cap, expected="at least 1")
+        require(1 <= self.cap < math.inf, "the cap of the importance weight", got=self.cap, expected="at least 1")
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         return maths.truncated_gradient(student.chosen, rows["behaviour"], rows["advantage"], self.cap)

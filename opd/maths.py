@@ -406,7 +406,8 @@ def truncated_gradient(logp: Tensor, behaviour: Tensor, advantage: Tensor, cap: 
     """`importance_gradient` with the gradient -A min(p(y)/mu(y), cap) grad log p(y): no word weighs more than cap.
 
     Beyond the cap its value goes on as -A cap (1 + log(p / (mu cap))), which has that gradient.
-    Shapes: [N], [N], [N] -> [N]. Raises ValueError unless cap > 0. Source: truncated importance sampling, Ionides (2008).
+    Shapes: [N], [N], [N] -> [N]. Raises ValueError unless cap > 0.
+    Source: truncated importance sampling, Ionides (2008).
     """
     demand(0 < cap < math.inf, f"got cap={cap}, expected a positive number: use importance_gradient for none.")
     excess = upcast(logp) - upcast(behaviour).detach() - math.log(cap)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from opd import maths
+from opd import maths, supports
 from opd.dist import Dist
 from opd.method import Method, Observe
 from opd.protocols import CAPABILITIES, Cast, Want
@@ -28,9 +28,9 @@ def student(dist: Dist, rows: Rows) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Against:
-    """Reverse KL(student || teacher) per row and the teacher's entropy (nats); needs whole distributions.
+    """Reverse KL(student || teacher) per row, the teacher's entropy and how far the student's is off (nats).
 
-    Also the teacher's log-prob of the decided token, unless the table has it.
+    Needs whole distributions. Also the teacher's log-prob of the decided token, unless the table has it.
     """
 
     teacher: str = "teacher"
@@ -38,8 +38,13 @@ class Against:
     def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
         teacher, chosen = rows.dist(self.teacher), f"{self.teacher}.chosen"
         ours, theirs = dist.logprobs(), teacher.logprobs()
-        found = {"reverse_kl": maths.reverse_kl(ours, theirs), f"{self.teacher}.entropy": maths.entropy(theirs)}
-        return found if chosen in rows else found | {chosen: teacher.chosen}
+        entropy = maths.entropy(theirs)
+        found = {
+            "reverse_kl": maths.reverse_kl(ours, theirs),
+            f"{self.teacher}.entropy": entropy,
+            "entropy.gap": (entropy - maths.entropy(ours)).abs(),
+        }
+        return shown(found if chosen in rows else found | {chosen: teacher.chosen}, rows, self.teacher)
 
 
 @dataclass(frozen=True)
@@ -47,20 +52,33 @@ class Supports:
     """How far the K best tokens of both models agree, and the decided token with them (2603.25562, section 3).
 
     support.overlap: |S_p and S_q| / K; support.mass: what the student puts on the teacher's S_q; support.outside: 1
-    where the decided token is not in S_q.
+    where the decided token is not in S_q; support.advantage: minus the reverse KL of both renormalised on what the two
+    share (2604.13016), nan where that is nothing.
     """
 
     k: int = K
     teacher: str = "teacher"
 
     def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
-        ours, theirs = dist.top(self.k), rows.dist(self.teacher).top(self.k)
-        mass = dist.at(theirs).exp().sum(-1)
-        return {
-            "support.overlap": (ours[:, :, None] == theirs[:, None, :]).any(-1).to(mass).mean(-1),
+        teacher = rows.dist(self.teacher)
+        theirs, shared = supports.combined(dist.top(self.k), teacher.top(self.k), "intersection")
+        both = supports.gather_support(dist, teacher, theirs)
+        mass = both.student.exp().sum(-1)
+        distance = maths.reverse_kl(*supports.close(replace(both, valid=shared), "renormalise"))
+        found = {
+            "support.overlap": shared.to(mass).mean(-1),
             "support.mass": mass,
             "support.outside": (theirs != rows["token"][:, None]).all(-1).to(mass),
+            "support.advantage": (-distance).masked_fill(~shared.any(-1), torch.nan),
         }
+        return shown(found, rows, self.teacher)
+
+
+def shown(found: dict[str, Tensor], rows: Rows, teacher: str) -> dict[str, Tensor]:
+    """What was measured against a teacher, nan where an optional ask showed it nothing."""
+    if f"{teacher}.shown" not in rows:
+        return found
+    return {name: values.masked_fill(~rows[f"{teacher}.shown"], torch.nan) for name, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -97,7 +115,7 @@ class Clipped:
     def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
         ratio, advantage = (dist.chosen - rows[self.old]).exp(), rows["advantage"]
         too_far = torch.where(advantage > 0, ratio > 1 + self.high, (advantage < 0) & (ratio < 1 - self.low))
-        return {"clipped": too_far.to(ratio)}
+        return {"clipped": too_far.to(ratio).masked_fill(advantage.isnan(), torch.nan)}
 
 
 def measured(method: Method, cast: Cast) -> Method:

@@ -20,6 +20,7 @@ Message = dict[str, str]
 
 GIVEN, STUDENT, TEACHER = 0, 1, 2
 TEACHER_ID = "teacher_id"  # in a problem's data: which of several teachers reads it
+DATA = 3  # nobody in this run: a text that came with the problem
 
 
 class End(StrEnum):
@@ -124,6 +125,11 @@ class Rollout:
     def decisions(self) -> Array:
         """[n] ids of the decided tokens."""
         return self.tokens[self.author > GIVEN]
+
+    @cached_property
+    def written(self) -> bool:
+        """Whether somebody in this run wrote it, and it is no text that came with the problem."""
+        return not (self.author == DATA).any()
 
     def tagged(self, **tags: float) -> Rollout:
         return replace(self, tags={**self.tags, **tags})
