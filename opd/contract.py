@@ -153,7 +153,8 @@ def _with_a_dropped_row(
     """The gradient without one row, and the same with every number of that row poisoned."""
     keep = rows["keep"].clone()
     keep[len(rows) // 2] = False
-    dropped = rows.plus(keep=keep)
+    marks = {name: rows[name] & keep for name in {"keep", *(term.rows for term in method.terms.values())}}
+    dropped = rows.plus(**marks)
     poisoned = {k: torch.where(keep, v, torch.nan) for k, v in dropped.narrow().items() if v.is_floating_point()}
     clean = gradients(method, student, dropped, sequences, chunk=3)
     return clean, [gradients(method, student, dropped.plus(**poisoned), sequences, chunk=3)]

@@ -123,13 +123,13 @@ class ValueGate:
 
 @dataclass(frozen=True)
 class Marked:
-    """The boolean column `into` marks the decisions of one author, so that a term can have them for itself."""
+    """The boolean column `into` marks the kept decisions of one author, so that a term can have them for itself."""
 
     into: str
     author: int
 
     def __call__(self, rows: Rows) -> Rows:
-        return rows.plus(**{self.into: rows["author"] == self.author})
+        return rows.plus(**{self.into: rows["keep"] & (rows["author"] == self.author)})
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def parts(credit: Credit) -> Iterator[Credit]:
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of the loss, with its own mean over the kept rows that its boolean column `rows` marks."""
+    """One summand of the loss, with its own mean over the rows that its boolean column `rows` marks."""
 
     loss: Loss
     mean: Mean

@@ -44,7 +44,7 @@ class Against:
             f"{self.teacher}.entropy": entropy,
             "entropy.gap": (entropy - maths.entropy(ours)).abs(),
         }
-        return shown(found if chosen in rows else found | {chosen: teacher.chosen}, rows, self.teacher)
+        return found if chosen in rows else found | {chosen: teacher.chosen}
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,24 @@ class Supports:
         both = supports.gather_support(dist, teacher, theirs)
         mass = both.student.exp().sum(-1)
         distance = maths.reverse_kl(*supports.close(replace(both, valid=shared), "renormalise"))
-        found = {
+        return {
             "support.overlap": shared.to(mass).mean(-1),
             "support.mass": mass,
             "support.outside": (theirs != rows["token"][:, None]).all(-1).to(mass),
             "support.advantage": (-distance).masked_fill(~shared.any(-1), torch.nan),
         }
-        return shown(found, rows, self.teacher)
 
 
-def shown(found: dict[str, Tensor], rows: Rows, teacher: str) -> dict[str, Tensor]:
-    """What was measured against a teacher, nan where an optional ask showed it nothing."""
-    if f"{teacher}.shown" not in rows:
-        return found
-    return {name: values.masked_fill(~rows[f"{teacher}.shown"], torch.nan) for name, values in found.items()}
+@dataclass(frozen=True)
+class WhereShown:
+    """An observer of what was asked optionally: its numbers are nan where the reader was shown nothing."""
+
+    observe: Observe
+    into: str
+
+    def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
+        shown = rows[f"{self.into}.shown"]
+        return {name: torch.where(shown, values, torch.nan) for name, values in self.observe(dist, rows).items()}
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,12 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Noted:
-    """Columns that a credit has made, as they are, so that their means become metrics."""
+    """Columns that a credit wrote, as measurements: their mean is a number of the step."""
 
-    names: tuple[str, ...]
+    columns: tuple[str, ...]
 
     def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
-        return {name: rows[name] for name in self.names}
+        return {name: rows[name] for name in self.columns}
 
 
 @dataclass(frozen=True)
@@ -128,14 +132,16 @@ def measured(method: Method, cast: Cast) -> Method:
         return replace(method, observe=(*method.observe, student), lookup=(*method.lookup, Chosen()))
     first, *others = method.teach
     ask = replace(first, want=first.want | _at_hand(method, cast))
-    observers: list[Observe] = [student]
+    observers = list[Observe]()
     if ask.want.dist:
         observers.append(Against(ask.into))
     if ask.want.dist or ask.want.topk:
         vocab = cast["student"].vocab
         observers.append(Supports(min(method.support or K, ask.want.topk or vocab, vocab), ask.into))
-    lookup = Chosen(ask.into if ask.want.dist else "")
-    observe, look = (*method.observe, *observers), (*method.lookup, lookup)
+    if ask.optional:
+        observers = [WhereShown(observe, ask.into) for observe in observers]
+    lookup = Chosen(ask.into if ask.want.dist and not ask.optional else "")
+    observe, look = (*method.observe, student, *observers), (*method.lookup, lookup)
     return replace(method, teach=(ask, *others), observe=observe, lookup=look)
 
 

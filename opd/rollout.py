@@ -20,7 +20,7 @@ Message = dict[str, str]
 
 GIVEN, STUDENT, TEACHER = 0, 1, 2
 TEACHER_ID = "teacher_id"  # in a problem's data: which of several teachers reads it
-DATA = 3  # nobody in this run: a text that came with the problem
+DATA = 4  # nobody in this run: a text that came with the problem
 
 
 class End(StrEnum):

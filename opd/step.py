@@ -129,7 +129,7 @@ def observed_rows(live: Tensor, n: int) -> Tensor:
 
 def _weights(name: str, term: Term, rows: Rows) -> Tensor:
     """[N] final weights of one term over the whole update; a row that is not kept has none."""
-    kept = rows["keep"] & rows[term.rows]
+    kept = rows[term.rows]
     weights = term.mean(rows.plus(keep=kept)) * term.scaled(rows.step)
     if not bool(torch.isfinite(weights[kept]).all()):
         raise MethodError(f"the mean of term {name!r} gave weights that are not numbers")

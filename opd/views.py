@@ -48,7 +48,7 @@ class AskedOf:
         return [replace(rollout, problem=problem)]
 
 
-def as_written(rollout: Rollout, group: Group) -> list[Rollout]:
+def only_written(rollout: Rollout, group: Group) -> list[Rollout]:
     """What the writer had before it, and nothing of a solution that came with the problem (WithSolutions)."""
     return [rollout] if rollout.written else []
 

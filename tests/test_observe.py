@@ -10,7 +10,7 @@ from opd.contract import anatomy, distance, gradients, toy_cast, toy_groups
 from opd.dist import TableDist, TopDist
 from opd.lab.toy import ToyModel
 from opd.measure import Measures
-from opd.observe import Against, Chosen, Supports, measured
+from opd.observe import Against, Chosen, Supports, WhereShown, measured
 from opd.reshape import LIMITS
 from opd.rows import Rows
 from opd.step import gradient, prepare
@@ -76,7 +76,7 @@ def test_the_advantage_on_shared_tokens():
     opposite = rows.plus(teacher=TableDist(student.table.flip(-1), token))
     assert Supports(2)(student, opposite)["support.advantage"].isnan().all(), "nothing is shared"
     hidden = opposite.plus(**{"teacher.shown": torch.tensor([True, False])})
-    assert Supports(2)(student, hidden)["support.mass"].isnan().tolist() == [False, True]
+    assert WhereShown(Supports(2), "teacher")(student, hidden)["support.mass"].isnan().tolist() == [False, True]
 
 
 def test_distances_by_enumeration():

@@ -18,7 +18,7 @@ from opd.rollout import Problem, Sampling
 from opd.sample import Coin, OneTurn, WithSolutions
 from opd.settings import Settings
 from opd.tasks import load_task
-from opd.views import as_written
+from opd.views import only_written
 
 if TYPE_CHECKING:
     from opd.engines.hf import HFModel
@@ -78,7 +78,7 @@ class Case:
     @property
     def shown_more(self) -> bool:
         """The teacher reads another prompt than the student wrote after."""
-        return any(ask.view not in (plain, as_written) for ask in self.method.teach)
+        return any(ask.view not in (plain, only_written) for ask in self.method.teach)
 
     @cached_property
     def problems(self) -> Sequence[Problem]:

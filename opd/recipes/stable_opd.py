@@ -25,7 +25,7 @@ from opd.observe import Clipped
 from opd.protocols import Want
 from opd.rollout import DATA, STUDENT, Sampling
 from opd.sample import OneTurn, WithSolutions
-from opd.views import as_written
+from opd.views import only_written
 
 
 def stable_opd(
@@ -54,10 +54,10 @@ def stable_opd(
     require(min(gold, near) >= 0, "weights of terms", got=f"gold={gold}, near={near}", expected="0 for none, or more")
     fresh = OneTurn(n, Sampling(temperature=temperature, top_p=top_p))
     terms = {"advantage": Term(PolicyGradient(clip, "untruncated"), named(mean), rows="own")}
-    asks = [Ask("teacher", "teacher", Want(chosen=True), as_written, optional=True)]
+    asks = [Ask("teacher", "teacher", Want(chosen=True), only_written, optional=True)]
     if near:
         terms["near"] = Term(Everywhere(maths.reverse_kl, "reference"), named(mean), near, rows="own")
-        asks.append(Ask("reference", "reference", Want(dist=True), as_written, optional=True))
+        asks.append(Ask("reference", "reference", Want(dist=True), only_written, optional=True))
     if gold:
         terms["gold"] = Term(CrossEntropy(), named(mean), gold, rows="golden")
     return Method(
