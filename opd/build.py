@@ -99,6 +99,7 @@ def checks(method: Method, task: Task, cast: Cast) -> dict[str, Callable[[], Non
         "prompts": lambda: check_task(task, student),
         "routes": lambda: check_routes(cast, task),
         "views": lambda: check_views(method, task),
+        "solutions": lambda: check_solutions(method, task, cast),
         "rewards": lambda: check_rewards(method, task),
     }
 
@@ -161,6 +162,13 @@ def check_views(method: Method, task: Task) -> None:
         if check := getattr(ask.view, "check", None):
             for problem in task.train:
                 check(problem)
+
+
+def check_solutions(method: Method, task: Task, cast: Cast) -> None:
+    """A sample that takes more of a problem than its prompt finds it in every one."""
+    if check := getattr(method.sample, "check_problem", None):
+        for problem in task.train:
+            check(problem, cast)
 
 
 def check_rewards(method: Method, task: Task) -> None:

@@ -50,10 +50,8 @@ class Anatomy:
 
 def toy_cast(method: Method) -> dict[str, ToyModel]:
     """A student, and a reader of its own for every role."""
-    return {
-        "student": ToyModel(seed=1),
-        **{who: ToyModel(seed=2, name=who) for who in {"teacher", *method.readers} - {"student"}},
-    }
+    others = ["teacher", *sorted({*method.readers} - {"student", "teacher"})]
+    return {"student": ToyModel(seed=1), **{who: ToyModel(seed, name=who) for seed, who in enumerate(others, 2)}}
 
 
 def toy_groups(method: Method, cast: Cast, n: int = 6, step: int = 0) -> list[Group]:

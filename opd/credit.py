@@ -178,6 +178,17 @@ class ValueGate:
 
 
 @dataclass(frozen=True)
+class Marked:
+    """The boolean column `into` marks the kept decisions of one author, so that a term can have them for itself."""
+
+    into: str
+    author: int
+
+    def __call__(self, rows: Rows) -> Rows:
+        return rows.plus(**{self.into: rows["keep"] & (rows["author"] == self.author)})
+
+
+@dataclass(frozen=True)
 class SkipFirst:
     """The first n decisions of a rollout are not learned from."""
 

@@ -6,6 +6,7 @@ Nothing here knows a method, and no column that a method invented.
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -192,7 +193,7 @@ def _reward(task: Task, problem: Problem, text: str) -> float:
 
 def summary(groups: Sequence[Group], rows: Rows, done: Sequence[tuple[Outcome, float]]) -> dict[str, float]:
     """Numbers about a batch; a mean over nothing is left out, never a zero."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.written]
     outcomes = [outcome for outcome, _ in done]
     rewards = np.array([rollout.tags["reward"] for rollout in rollouts])
     numbers = {
@@ -201,6 +202,7 @@ def summary(groups: Sequence[Group], rows: Rows, done: Sequence[tuple[Outcome, f
         "tokens": float(sum(rollout.n for rollout in rollouts)),
         "length": float(np.mean([rollout.n for rollout in rollouts])),
         "truncated": float(np.mean([rollout.end == End.LENGTH for rollout in rollouts])),
+        "repetitive": float(np.mean([repetitive(rollout.text) for rollout in rollouts])),
         "kept": float(rows["keep"].double().mean()),
         "empty": float(sum(not outcome.live for outcome in outcomes)),  # updates that had no row to learn from
         "refused": float(sum(not np.isfinite(outcome.loss + norm) for outcome, norm in done)),
@@ -213,6 +215,12 @@ def summary(groups: Sequence[Group], rows: Rows, done: Sequence[tuple[Outcome, f
     if not np.isnan(rewards).all():
         numbers["reward"] = float(np.nanmean(rewards))
     return numbers
+
+
+def repetitive(text: str) -> bool:
+    """Whether the last ten thousand characters of an answer compress more than tenfold (arXiv 2604.08527: RepRate)."""
+    end = text[-10_000:].encode()
+    return len(end) > 10 * len(zlib.compress(end))
 
 
 def collect(seen: dict[str, Tensor], rows: Rows, part: Rows, outcome: Outcome, update: int) -> None:

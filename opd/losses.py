@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from opd import maths
+from opd import maths, supports
 from opd.channel import Channel
 from opd.dist import Dist
 from opd.errors import ModelError, one_of, require
@@ -109,6 +109,24 @@ class PolicyGradient:
 
 
 @dataclass(frozen=True)
+class TruncatedGradient:
+    """-A pi(y) / mu(y) whose weight in the gradient is at most `cap`: truncated importance sampling."""
+
+    cap: float
+
+    def __post_init__(self) -> None:
+        require(1 <= self.cap < math.inf, "the cap of the importance weight", got=self.cap, expected="at least 1")
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        return maths.truncated_gradient(student.chosen, rows["behaviour"], rows["advantage"], self.cap)
+
+    def cut(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
+        """weight.cut: 1 where the weight was cut to the cap, else 0."""
+        weight, cut = maths.importance_weight(student.chosen, rows["behaviour"], self.cap)
+        return {"weight.cut": cut.to(weight)}
+
+
+@dataclass(frozen=True)
 class StayNear:
     """k3 of the decided token against a reader's log-prob of it: GRPO's term that holds the policy near its reference.
 
@@ -161,7 +179,7 @@ class OnSupport:
     divergence: Divergence
     k: int
     source: str = "teacher"
-    outside: maths.Outside = "renormalise"
+    outside: supports.Outside = "renormalise"
     sampled: bool = False  # the decided token is always in the support
     teacher: str = "teacher"
 
@@ -177,11 +195,51 @@ class OnSupport:
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         teacher = rows.dist(self.teacher)
-        ids = _best(student, teacher, self.k, self.source)
-        valid = torch.ones_like(ids, dtype=torch.bool)
+        ids, valid = _best(student, teacher, self.k, self.source), None
         if self.sampled:
-            ids, valid = maths.plus(ids, valid, rows["token"])
-        return self.divergence(*maths.close(_support(student, teacher, ids, valid), self.outside))
+            ids, valid = supports.plus(ids, valid, rows["token"])
+        return self.divergence(*supports.close(supports.gather_support(student, teacher, ids, valid), self.outside))
+
+
+@dataclass(frozen=True)
+class SupportGradient:
+    """PPO's surrogate summed over words that student and teacher think best, each as if drawn (2604.13016).
+
+    words: which, see supports.combined; weight: how they count, see supports.support_gradient; old: the column of the
+    student's distributions at the start of the batch, empty where the only update of a batch begins with them.
+    """
+
+    k: int
+    words: supports.Words = "only_stu"
+    weight: supports.Weight = "student_p"
+    clip: float = 0.2
+    dual: float = 3.0
+    old: str = ""
+    teacher: str = "teacher"
+
+    def __post_init__(self) -> None:
+        require(self.k >= 1, "the size K of the support", got=self.k, expected="at least 1")
+        one_of("whose words are rewarded", self.words, get_args(supports.Words))
+        one_of("how they are weighted", self.weight, get_args(supports.Weight))
+        require(self.dual == 0 or self.dual > 1 + self.clip, "the bound of a negative advantage (dual)", got=self.dual,
+                expected=f"0 for none, or more than 1 + clip = {1 + self.clip}")  # fmt: skip
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        ids, valid = self._support(student, rows)
+        support = supports.gather_support(student, rows.dist(self.teacher), ids, valid)
+        old = rows.dist(self.old).at(ids) if self.old else support.student
+        normalised = self.words != "union-intersection"  # as released
+        return supports.support_gradient(support, old, self.weight, normalised, self.clip, self.dual)
+
+    def empty(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
+        """support.empty: 1 where there is no such word and nothing is learned, else 0."""
+        _, valid = self._support(student, rows)
+        return {"support.empty": (~valid.any(-1)).to(student.chosen)}
+
+    def _support(self, student: Dist, rows: Rows) -> tuple[Tensor, Tensor]:
+        ours = (rows.dist(self.old) if self.old else student).top(self.k)
+        theirs = rows.dist(self.teacher).top(self.k).to(ours.device)
+        return supports.combined(ours, theirs, self.words)
 
 
 @dataclass(frozen=True)
@@ -207,9 +265,9 @@ class SampledTail:
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         teacher = rows.dist(self.teacher)
-        support = self._support(student, teacher)
+        support = supports.gather_support(student, teacher, _best(student, teacher, self.k, self.source))
         weight, _ = self._weight(student, rows)
-        estimate = maths.published_sampled_tail_reverse_kl if self.published else maths.sampled_tail_reverse_kl
+        estimate = supports.published_sampled_tail_reverse_kl if self.published else supports.sampled_tail_reverse_kl
         chosen = teacher.chosen.to(student.chosen.device)
         return estimate(support, student.chosen, chosen, _holds(support.ids, rows["token"]), weight)
 
@@ -218,10 +276,6 @@ class SampledTail:
         ids = _best(student, rows.dist(self.teacher), self.k, self.source)
         weight, cut = self._weight(student, rows)
         return {"tail.cut": (cut & ~_holds(ids, rows["token"])).to(weight.dtype)}
-
-    def _support(self, student: Dist, teacher: Dist) -> maths.Support:
-        ids = _best(student, teacher, self.k, self.source)
-        return _support(student, teacher, ids, torch.ones_like(ids, dtype=torch.bool))
 
     def _weight(self, student: Dist, rows: Rows) -> tuple[Tensor, Tensor]:
         return maths.importance_weight(student.chosen, rows["behaviour"], self.cap or math.inf)
@@ -235,11 +289,6 @@ def _check_support(k: int, source: str) -> None:
 def _best(student: Dist, teacher: Dist, k: int, source: str) -> Tensor:
     """[n, K] ids of the best tokens of one of the two, on the student's device."""
     return (teacher if source == "teacher" else student).top(k).to(student.chosen.device)
-
-
-def _support(student: Dist, teacher: Dist, ids: Tensor, valid: Tensor) -> maths.Support:
-    # Every id is a real one, also where it is invalid as a repetition, so that a teacher of K tokens can be asked it.
-    return maths.Support(ids, valid, student.at(ids), teacher.at(ids).to(ids.device))
 
 
 def _holds(ids: Tensor, token: Tensor) -> Tensor:

@@ -1,33 +1,26 @@
 """The formulas of on-policy distillation: how far a student is from its teacher at one decision, and which way is down.
 
 Conventions. `lp` are log-probabilities of the student, `lq` of the teacher. A divergence takes both over one last axis
-(the whole vocabulary, or a `Support` after `close`) and returns one number per row. N rows, V vocabulary, K support.
+(the whole vocabulary, or what `supports.close` gives) and returns one number per row. N rows, V vocabulary, K support.
 Nothing is computed below float32. Mass 0 contributes exactly 0, whatever it is multiplied by; mass where the other side
 has none gives +inf, because that is its value. Teachers are constants.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
-Outside = Literal["renormalise", "tail", "drop"]
 Gradient = Literal["pathwise", "score"]
 Scale = Literal["usual", "continuous"]
 
 
-class Scorer(Protocol):
-    """N distributions over V words that can be asked for log-probabilities by id."""
-
-    def at(self, ids: Tensor) -> Tensor: ...
-
-
-def _require(condition: bool, message: str) -> None:
+def demand(condition: bool, message: str) -> None:
+    """Raises ValueError with this message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -46,125 +39,6 @@ def log_softmax(logits: Tensor) -> Tensor:
     Shapes: [..., V] -> [..., V]. A logit of -inf is a word that does not exist: probability 0, gradient 0.
     """
     return torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-# ----------------------------------------------------------------------------------------------------------- supports
-
-
-@dataclass(frozen=True, eq=False)
-class Support:
-    """The words at which two models are compared, with the log-probability of each under its full softmax.
-
-    Shapes: all [N, K]. `valid` marks the real entries; what stands at the others is never looked at.
-    """
-
-    ids: Tensor
-    valid: Tensor
-    student: Tensor
-    teacher: Tensor
-
-
-def top_ids(logp: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The K most probable words, best first; words of probability 0 are returned as invalid.
-
-    Shapes: [N, V] -> ids [N, K], valid [N, K]. Raises ValueError unless 1 <= k <= V.
-    """
-    v = logp.shape[-1]
-    _require(1 <= k <= v, f"top_ids got k={k}, expected 1 <= k <= V={v}: choose a smaller support or use everything().")
-    best = logp.detach().topk(k, dim=-1)
-    return best.indices, best.values > -math.inf
-
-
-def union(
-    ids_a: Tensor, ids_b: Tensor, valid_a: Tensor | None = None, valid_b: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Every word of A or B once: the columns of both, with later repetitions marked invalid.
-
-    Shapes: [N, A], [N, B] -> ids [N, A+B], valid [N, A+B]; a missing mask means that all entries are valid.
-    """
-    valid_a = torch.ones_like(ids_a, dtype=torch.bool) if valid_a is None else valid_a
-    valid_b = torch.ones_like(ids_b, dtype=torch.bool) if valid_b is None else valid_b
-    ids, valid = torch.cat([ids_a, ids_b], -1), torch.cat([valid_a, valid_b], -1)
-    return ids, valid & _first_of_its_kind(ids.masked_fill(~valid, -1))
-
-
-def _first_of_its_kind(ids: Tensor) -> Tensor:
-    # By sorting, because comparing all pairs would need [N, K, K].
-    ranked, order = ids.sort(dim=-1, stable=True)
-    first = torch.ones_like(ids, dtype=torch.bool)
-    first[..., 1:] = ranked[..., 1:] != ranked[..., :-1]
-    return torch.empty_like(first).scatter_(-1, order, first)
-
-
-def plus(ids: Tensor, valid: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-    """The support and one more word per row, in a new last column that is invalid where the word was there already.
-
-    Shapes: [N, K], [N, K], [N] -> ids [N, K+1], valid [N, K+1].
-    """
-    return union(ids, token.unsqueeze(-1), valid)
-
-
-def everything(n: int, v: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
-    """The whole vocabulary for each of N rows, as views that occupy one row. Shapes: ids [N, V], valid [N, V]."""
-    _require(v >= 1, f"everything got v={v}, expected at least one word: pass the vocabulary size.")
-    ids = torch.arange(v, device=device)
-    return ids.expand(n, v), torch.ones_like(ids, dtype=torch.bool).expand(n, v)
-
-
-def gather_support(student: Scorer, teacher: Scorer, ids: Tensor, valid: Tensor) -> Support:
-    """Both models asked at the same words; invalid ids are asked as word 0, so that any filler (say -1) will do.
-
-    Shapes: ids [N, K], valid [N, K] -> Support. Raises ValueError if the two shapes differ.
-    """
-    _require(
-        ids.shape == valid.shape,
-        f"gather_support got ids {tuple(ids.shape)} and valid {tuple(valid.shape)}, expected one shape: "
-        "pass the pair that one builder returned.",
-    )
-    asked = ids.masked_fill(~valid, 0)
-    return Support(ids, valid, student.at(asked), teacher.at(asked))
-
-
-def close(support: Support, outside: Outside) -> tuple[Tensor, Tensor]:
-    """Log-masses of both models on a support, with the words outside it treated as one says.
-
-    renormalise   log p(v) - log p(S)                [N, K]    words outside S are neither pushed nor pulled
-    tail          log p(v), and log(1 - p(S)) last   [N, K+1]  the rest is one more word; a KL is at most the full one
-    drop          log p(v)                           [N, K]    masses that do not sum to one; mind the gradient form
-
-    Invalid entries come out as -inf on both sides and receive gradient 0. A rest below 4 sqrt(K) eps is rounding: where
-    both sides are below it the bucket is empty (-inf, -inf); where one is, it counts as that size, gradient and all.
-    Raises ValueError for any other word. Sources: renormalise, arXiv 2603.25562 (LSM); tail, arXiv 2601.20802 (SDPO).
-    """
-    lp = upcast(support.student).masked_fill(~support.valid, -math.inf)
-    lq = upcast(support.teacher).masked_fill(~support.valid, -math.inf)
-    if outside == "drop":
-        return lp, lq
-    if outside == "renormalise":
-        return _renormalise(lp, support.valid), _renormalise(lq, support.valid)
-    _require(
-        outside == "tail", f"close got outside={outside!r}, expected 'renormalise', 'tail' or 'drop': name one of them."
-    )
-    return _with_tail(lp, lq)
-
-
-def _renormalise(logmass: Tensor, valid: Tensor) -> Tensor:
-    # Masked again afterwards: a row without any valid entry is nan here and must be an empty row.
-    return log_softmax(logmass).masked_fill(~valid, -math.inf)
-
-
-def _with_tail(lp: Tensor, lq: Tensor) -> tuple[Tensor, Tensor]:
-    eps = max(torch.finfo(lp.dtype).eps, torch.finfo(lq.dtype).eps)
-    resolution = 4 * math.sqrt(lp.shape[-1]) * eps
-    rest_p, rest_q = (1 - x.exp().sum(-1, keepdim=True) for x in (lp, lq))
-    empty = (rest_p < resolution) & (rest_q < resolution)
-    tail_p, tail_q = (_at_least(r, resolution).log().masked_fill(empty, -math.inf) for r in (rest_p, rest_q))
-    return torch.cat([lp, tail_p], -1), torch.cat([lq, tail_q], -1)
-
-
-def _at_least(x: Tensor, floor: float) -> Tensor:
-    # max(x, floor) with gradient 1 everywhere: a confident student must still be told about the mass it lacks outside.
-    return x + (floor - x.detach()).clamp_min(0)
 
 
 # -------------------------------------------------------------------------------------------------------- divergences
@@ -194,12 +68,12 @@ class _Divergence(torch.autograd.Function):
 
 
 def _divergence(lp: Tensor, lq: Tensor, formula: _Formula) -> Tensor:
-    _require(
+    demand(
         lp.shape == lq.shape,
         f"a divergence got lp {tuple(lp.shape)} and lq {tuple(lq.shape)}, expected one shape: "
         "read both models at the same words.",
     )
-    _require(
+    demand(
         not (lq.requires_grad and torch.is_grad_enabled()),
         "a divergence got a teacher lq that requires grad, expected a constant: detach it, or exchange the roles.",
     )
@@ -220,7 +94,7 @@ def reverse_kl(lp: Tensor, lq: Tensor, gradient: Gradient = "pathwise") -> Tenso
     masses that sum to one; on a dropped support they differ by grad p(S), which lowers every word with q < e p.
     Shapes: [N, K], [N, K] -> [N]. Raises ValueError for another gradient form. Source: arXiv 2306.08543, 2605.11182.
     """
-    _require(
+    demand(
         gradient in ("pathwise", "score"),
         f"got gradient={gradient!r}, expected 'pathwise' or 'score': name one of them.",
     )
@@ -330,7 +204,7 @@ def skew_kl(lp: Tensor, lq: Tensor, alpha: float) -> Tensor:
     def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
         odds, mass = _odds(lp, lq, alpha), lq.exp()
         value = _sum(logsigmoid(odds).sub_(math.log(alpha)).mul_(mass), mass)
-        return value, lambda: _product(mass, odds.neg_().sigmoid_()).neg_()
+        return value, lambda: product(mass, odds.neg_().sigmoid_()).neg_()
 
     return _divergence(lp, lq, formula)
 
@@ -349,7 +223,7 @@ def skew_reverse_kl(lp: Tensor, lq: Tensor, alpha: float, detach_mixture: bool =
         odds, mass = _odds(lp, lq, 1 - alpha), lp.exp()
         terms = logsigmoid(-odds).sub_(math.log(alpha)).mul_(mass)
         value = _sum(terms, mass)
-        return value, lambda: terms.add_(mass if detach_mixture else _product(mass, odds.sigmoid_()))
+        return value, lambda: terms.add_(mass if detach_mixture else product(mass, odds.sigmoid_()))
 
     return _divergence(lp, lq, formula)
 
@@ -360,14 +234,14 @@ def mixture(lp: Tensor, ln: Tensor, rate: float) -> Tensor:
     Shapes: log-probs [N, K], [N, K] (or broadcast) -> [N, K]. Rate 0 gives lp itself, bit for bit. Raises ValueError
     unless 0 <= rate < 1. Source: the model of a noisy expert in arXiv 2606.30923.
     """
-    _require(0 <= rate < 1, f"a mixture got rate={rate}, expected a number in [0, 1): lower it.")
+    demand(0 <= rate < 1, f"a mixture got rate={rate}, expected a number in [0, 1): lower it.")
     if rate == 0:
         return lp
     return torch.logaddexp(lp + math.log1p(-rate), ln + math.log(rate))
 
 
-def _product(mass: Tensor, x: Tensor) -> Tensor:
-    # mass * x, written over x; mass 0 gives 0 also where x is nan.
+def product(mass: Tensor, x: Tensor) -> Tensor:
+    """mass * x, written over x; mass 0 gives 0 also where x is nan."""
     return x.mul_(mass).masked_fill_(mass == 0, 0)
 
 
@@ -400,11 +274,54 @@ def power_divergence(lp: Tensor, lq: Tensor, alpha: float, scale: Scale = "usual
     size = _power_size(alpha, scale)
 
     def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
-        gain = _product(lp.exp(), _box_cox(lp, lq, alpha))
+        gain = product(lp.exp(), _box_cox(lp, lq, alpha))
         linear = (lp.exp() - lq.exp()).mul_(lq.mul(alpha).exp_()) if alpha else lp.exp() - lq.exp()
         return linear.add_(gain).sum(-1).mul_(-size / (1 + alpha)), lambda: gain.mul_(-size)
 
     return _divergence(lp, lq, formula)
+
+
+def extrapolated_reward(lp: Tensor, lq: Tensor, lb: Tensor, lam: float | Tensor) -> Tensor:
+    """lam log(q/b) - log(p/b) for the chosen word; a constant for the gradient.
+
+    Its mean is least bad at p ~ q^lam b^(1 - lam): the base b at lam = 0, the teacher q at 1 whatever b, beyond the
+    teacher above 1. Shapes: [N], [N], [N], lam a number or [N] -> [N]. Source: G-OPD, arXiv 2602.12125.
+    """
+    further = (upcast(lq) - upcast(lb)).detach()
+    extra = (torch.as_tensor(lam, dtype=further.dtype, device=further.device) - 1).expand_as(further)
+    return (upcast(lq) - upcast(lp)).detach() + torch.where(extra == 0, 0.0, extra * further)
+
+
+def extrapolation_limit(lq: Tensor, lb: Tensor, c: float) -> Tensor:
+    """lam* = 1 + log(1 + (c - 1)/q) / (logit q - logit b): beyond it p ~ q^lam b^(1-lam) is too sure of a word.
+
+    q and b are what teacher and base give the teacher's best word. At lam* the other words together have (1 - q)/c:
+    the teacher's weight on any of them, q/p, reaches c. inf where q = b, nan where q < b: there the theorem does not
+    hold, and lam > 1 makes the word *less* likely.
+    Shapes: log-probs [N], [N] -> [N]. Raises ValueError unless c >= 1.
+    Source: arXiv 2605.08737, Eq. 4, which writes the same as a quotient of two differences of log-odds.
+    """
+    demand(c >= 1, f"extrapolation_limit got c={c}, expected at least 1: it is the cap of an importance ratio.")
+    lq, lb = upcast(lq).detach(), upcast(lb).detach()
+    gain = torch.log1p((c - 1) * (-lq).exp()) / (_logit(lq) - _logit(lb))
+    return torch.where(lq > lb, 1 + gain, torch.where(lq == lb, math.inf, math.nan))
+
+
+def _logit(lp: Tensor) -> Tensor:
+    # log p/(1 - p) from log p, exact for p near 1.
+    return lp - (-torch.expm1(lp)).log()
+
+
+def earliness(size: Tensor, segment: Tensor) -> Tensor:
+    """1 - P_t / P with P_t = sum of the sizes before t in its segment, in table order, and P that of all of them.
+
+    Falls from 1 in the first row of a segment; 1 throughout where every size is 0. A constant for the gradient.
+    Shapes: [N] (not negative), [N] -> [N]. Source: IW-OPD, arXiv 2606.22600.
+    """
+    left = returns(size, segment, torch.arange(len(segment), device=segment.device), 1.0)
+    place = cast(tuple[Tensor, Tensor], torch.unique(segment, return_inverse=True))[1]  # pyright: ignore
+    whole = left.new_zeros(int(place.max()) + 1).scatter_reduce(0, place, left, "amax")[place]
+    return torch.where(whole > 0, left / whole, 1.0)
 
 
 def _box_cox(lp: Tensor, lq: Tensor, alpha: float) -> Tensor:
@@ -421,66 +338,21 @@ def _power_size(alpha: float, scale: Scale) -> float:
 
 
 def _require_beta(beta: float) -> None:
-    _require(0 <= beta <= 1, f"got beta={beta}, expected 0 (forward KL) to 1 (reverse KL): choose a value in between.")
+    demand(0 <= beta <= 1, f"got beta={beta}, expected 0 (forward KL) to 1 (reverse KL): choose a value in between.")
 
 
 def _require_skew(alpha: float) -> None:
-    _require(0 <= alpha < 1, f"got alpha={alpha}, expected 0 <= alpha < 1: at 1 a skew KL is identically zero.")
+    demand(0 <= alpha < 1, f"got alpha={alpha}, expected 0 <= alpha < 1: at 1 a skew KL is identically zero.")
 
 
 def _require_power(alpha: float) -> None:
-    _require(alpha >= 0, f"got alpha={alpha}, expected alpha >= 0: use 0 for the log-ratio, which is unbounded.")
+    demand(alpha >= 0, f"got alpha={alpha}, expected alpha >= 0: use 0 for the log-ratio, which is unbounded.")
 
 
 def _require_scale(scale: Scale) -> None:
-    _require(
+    demand(
         scale in ("usual", "continuous"), f"got scale={scale!r}, expected 'usual' or 'continuous': name one of them."
     )
-
-
-# ------------------------------------------------------------------------------ exact inside a support, sampled outside
-
-
-def sampled_tail_reverse_kl(
-    support: Support,
-    chosen_student: Tensor,
-    chosen_teacher: Tensor,
-    chosen_inside: Tensor,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """Reverse KL with its head summed over S and its tail read off the sampled word y; unbiased in value and gradient.
-
-    sum_{v in S} p sg(log p/q)  +  1[y not in S] weight (p(y) / sg p(y)) sg(log p(y)/q(y)),    y ~ mu
-
-    Shapes: Support [N, K]; chosen_* [N], the log-probabilities of y; chosen_inside [N] bool; weight [N], the ratio
-    p(y)/mu(y) to the sampler mu (a constant; 1 if absent) -> [N].
-    Source: the support variants of arXiv 2603.25562, with the score form in the head.
-    """
-    head = reverse_kl(*close(support, "drop"), gradient="score")
-    return head + _sampled_tail(chosen_student, chosen_teacher, chosen_inside, weight)
-
-
-def published_sampled_tail_reverse_kl(
-    support: Support,
-    chosen_student: Tensor,
-    chosen_teacher: Tensor,
-    chosen_inside: Tensor,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """`sampled_tail_reverse_kl` as it was released: a pathwise head, whose gradient is off by grad p(S) on average.
-
-    Shapes: as there. Source: EMA-PG in the code of arXiv 2603.25562. Kept for reproducing published numbers.
-    """
-    head = reverse_kl(*close(support, "drop"), gradient="pathwise")
-    return head + _sampled_tail(chosen_student, chosen_teacher, chosen_inside, weight)
-
-
-def _sampled_tail(student: Tensor, teacher: Tensor, inside: Tensor, weight: Tensor | None) -> Tensor:
-    student, constant = upcast(student), upcast(student).detach()
-    cost = constant - upcast(teacher).detach()
-    if weight is not None:
-        cost = cost * weight.detach()
-    return (student - constant).exp() * cost.masked_fill(inside, 0)
 
 
 # ------------------------------------------------------------------------------------------ estimators from one sample
@@ -530,6 +402,18 @@ def importance_gradient(logp: Tensor, behaviour: Tensor, advantage: Tensor) -> T
     return -advantage.detach() * _ratio(logp, behaviour)
 
 
+def truncated_gradient(logp: Tensor, behaviour: Tensor, advantage: Tensor, cap: float) -> Tensor:
+    """`importance_gradient` with the gradient -A min(p(y)/mu(y), cap) grad log p(y): no word weighs more than cap.
+
+    Beyond the cap its value goes on as -A cap (1 + log(p / (mu cap))), which has that gradient.
+    Shapes: [N], [N], [N] -> [N]. Raises ValueError unless cap > 0.
+    Source: truncated importance sampling, Ionides (2008).
+    """
+    demand(0 < cap < math.inf, f"got cap={cap}, expected a positive number: use importance_gradient for none.")
+    excess = upcast(logp) - upcast(behaviour).detach() - math.log(cap)
+    return -advantage.detach() * cap * (excess.clamp(max=0).exp() + excess.clamp(min=0))
+
+
 def ppo_clip(
     logp: Tensor, old: Tensor, advantage: Tensor, low: float = 0.2, high: float = 0.2, dual: float = 0.0
 ) -> Tensor:
@@ -539,11 +423,11 @@ def ppo_clip(
     Shapes: [N], [N], [N] -> [N]. Raises ValueError unless 0 <= low <= 1, high >= 0, and dual is 0 or above 1 + high.
     Source: PPO, arXiv 1707.06347; unequal bounds, DAPO, arXiv 2503.14476; dual clip, arXiv 1912.09729.
     """
-    _require(
+    demand(
         0 <= low <= 1 and high >= 0,
         f"got low={low} and high={high}, expected 0 <= low <= 1 and high >= 0: they are distances from 1, such as 0.2.",
     )
-    _require(dual == 0 or dual > 1 + high, f"got dual={dual}, expected 0 for none, or more than 1 + high = {1 + high}.")
+    demand(dual == 0 or dual > 1 + high, f"got dual={dual}, expected 0 for none, or more than 1 + high = {1 + high}.")
     ratio, advantage = _ratio(logp, old), advantage.detach()
     loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
     return torch.where(advantage < 0, torch.minimum(loss, -dual * advantage), loss) if dual else loss
@@ -554,7 +438,7 @@ def value_policy(values: Tensor, temperature: float) -> Tensor:
 
     Shapes: [N, V] -> [N, V]. A tau far below 1 sharpens, because values of different actions differ little.
     """
-    _require(temperature > 0, f"value_policy got temperature={temperature}, expected a number above 0.")
+    demand(temperature > 0, f"value_policy got temperature={temperature}, expected a number above 0.")
     return log_softmax(upcast(values) / temperature)
 
 
@@ -565,7 +449,7 @@ def expected_loss(lp: Tensor, values: Tensor) -> Tensor:
     Shapes: [N, V], [N, V] -> [N].
     """
     values = upcast(values)
-    return _product(lp.exp(), values.amax(-1, keepdim=True) - values).sum(-1)
+    return product(lp.exp(), values.amax(-1, keepdim=True) - values).sum(-1)
 
 
 def importance_weight(old: Tensor, behaviour: Tensor, cap: float) -> tuple[Tensor, Tensor]:
@@ -574,7 +458,7 @@ def importance_weight(old: Tensor, behaviour: Tensor, cap: float) -> tuple[Tenso
     Shapes: [N], [N] -> weight [N], truncated [N] bool. Raises ValueError unless cap > 0.
     Source: truncated importance sampling, Ionides (2008).
     """
-    _require(cap > 0, f"got cap={cap}, expected a positive number: use math.inf for no truncation.")
+    demand(cap > 0, f"got cap={cap}, expected a positive number: use math.inf for no truncation.")
     weight = _ratio(old, behaviour).detach()
     return weight.clamp(max=cap), weight > cap
 
@@ -602,7 +486,7 @@ def returns(values: Tensor, segment: Tensor, time: Tensor, gamma: float) -> Tens
     Shapes: [N], [N], [N] -> [N]. Raises ValueError unless 0 <= gamma <= 1 and time never falls.
     Source: arXiv 2603.25562 (0 is token level, 1 sequence level).
     """
-    _require(0 <= gamma <= 1, f"got gamma={gamma}, expected 0 (immediate) to 1 (to the end): choose one in between.")
+    demand(0 <= gamma <= 1, f"got gamma={gamma}, expected 0 (immediate) to 1 (to the end): choose one in between.")
     result = upcast(values.detach())
     if gamma == 0:
         return result.clone()

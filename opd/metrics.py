@@ -42,6 +42,9 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "how well the student's states meet the teacher's over the fitted bridge, by layer; on the first step only",
             "near 1; near 0 the two models have nothing in common there.",
         ),
+        "weight.cut": Metric(
+            "share", "tokens whose weight p(y)/mu(y) was cut to the cap", "0 where no nucleus was cut."
+        ),
         "clipped": Metric(
             "share",
             "tokens whose ratio to the batch's start has gone so far that PPO's clip takes their gradient away",
@@ -74,6 +77,11 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "length": Metric("tokens", "mean length of an answer", "near the teacher's; a steady rise ends in loops."),
         "length.max": Metric("tokens", "the longest answer", "below the limit."),
         "truncated": Metric("share", "answers that the limit cut off", "near 0; a cut answer has no end to learn."),
+        "repetitive": Metric(
+            "share",
+            "answers whose last 10,000 characters compress more than tenfold",
+            "0; only a text of some hundred characters that says one thing for ever does.",
+        ),
         "reward": Metric("", "mean grade of the answers that could be graded", "rising; flat at 0 tells nothing."),
         "groups.trivial": Metric(
             "share",
@@ -108,6 +116,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "the teacher's mean entropy on the student's text",
             "steady or falling; rising means that it is lost in what it reads.",
         ),
+        "entropy.gap": Metric("nats", "|teacher's entropy - student's|, per token", "falling towards 0."),
         "reverse_kl": Metric(
             "nats", "KL(student || teacher) per token, whole vocabulary, on the batch", "falling towards 0."
         ),
@@ -116,6 +125,14 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "share",
             "what the student puts on the teacher's K best tokens",
             "rising towards 1; a support that the student leaves teaches it little.",
+        ),
+        "support.advantage": Metric(
+            "nats",
+            "minus KL(student || teacher), both renormalised on what their K best tokens share",
+            "rising towards 0.",
+        ),
+        "support.empty": Metric(
+            "share", "tokens where the two have no word of the support in common, or none of their own", "0."
         ),
         "support.outside": Metric(
             "share",
@@ -145,6 +162,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "tokens that are learned from with a negative advantage (without one: a negative log-ratio)",
             "far from 1; near it the student is only told what not to write.",
         ),
+        "advantage.cut": Metric("share", "tokens whose advantage was cut to its bound", "small."),
         "advantage.top1": Metric(
             "share",
             "what 1 % of the tokens carry of all absolute advantage",
@@ -187,6 +205,26 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "contrast.weight": Metric("", "mean weight D / (D + 1), D between right and wrong hints", "above 0."),
         "entry.cut": Metric("share", "tokens of the support whose part of the loss was cut to its bound", "few."),
         "importance.cut": Metric("share", "tokens whose weight pi(y)/mu(y) was cut to the cap", "near 0."),
+    },
+    "Extrapolation": {
+        "lambda": Metric("", "the mean lambda that was used, per token", "what was asked for, less what was capped."),
+        "lambda.limit": Metric("", "the mean of lambda*, where the teacher is surer than the base", "above lambda."),
+        "lambda.beyond": Metric(
+            "share",
+            "tokens where lambda is beyond lambda*: there the student goes on sharpening past what weights can correct",
+            "0 where a format must be kept.",
+        ),
+        "lambda.capped": Metric("share", "tokens where lambda was lowered to stay below lambda*"),
+        "lambda.outside": Metric(
+            "share",
+            "tokens where the base is as sure as the teacher of the teacher's best: lambda above 1 lowers that token",
+            "small; limit=cap takes 1 there.",
+        ),
+        "tail.saturated": Metric(
+            "share",
+            "of the tokens other than the teacher's best, those with q/pi >= c: too rare for weights cut at c",
+            "0; it goes to 1 where lambda passes lambda*.",
+        ),
     },
     "Engines": {
         "engine.gap": Metric(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from opd import maths
+from opd import maths, supports
 from opd.dist import Dist
 from opd.method import Method, Observe
 from opd.protocols import CAPABILITIES, Cast, Want
@@ -28,9 +28,9 @@ def student(dist: Dist, rows: Rows) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Against:
-    """Reverse KL(student || teacher) per row and the teacher's entropy (nats); needs whole distributions.
+    """Reverse KL(student || teacher) per row, the teacher's entropy and how far the student's is off (nats).
 
-    Also the teacher's log-prob of the decided token, unless the table has it.
+    Needs whole distributions. Also the teacher's log-prob of the decided token, unless the table has it.
     """
 
     teacher: str = "teacher"
@@ -38,7 +38,12 @@ class Against:
     def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
         teacher, chosen = rows.dist(self.teacher), f"{self.teacher}.chosen"
         ours, theirs = dist.logprobs(), teacher.logprobs()
-        found = {"reverse_kl": maths.reverse_kl(ours, theirs), f"{self.teacher}.entropy": maths.entropy(theirs)}
+        entropy = maths.entropy(theirs)
+        found = {
+            "reverse_kl": maths.reverse_kl(ours, theirs),
+            f"{self.teacher}.entropy": entropy,
+            "entropy.gap": (entropy - maths.entropy(ours)).abs(),
+        }
         return found if chosen in rows else found | {chosen: teacher.chosen}
 
 
@@ -47,19 +52,24 @@ class Supports:
     """How far the K best tokens of both models agree, and the decided token with them (2603.25562, section 3).
 
     support.overlap: |S_p and S_q| / K; support.mass: what the student puts on the teacher's S_q; support.outside: 1
-    where the decided token is not in S_q.
+    where the decided token is not in S_q; support.advantage: minus the reverse KL of both renormalised on what the two
+    share (2604.13016), nan where that is nothing.
     """
 
     k: int = K
     teacher: str = "teacher"
 
     def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
-        ours, theirs = dist.top(self.k), rows.dist(self.teacher).top(self.k)
-        mass = dist.at(theirs).exp().sum(-1)
+        teacher = rows.dist(self.teacher)
+        theirs, shared = supports.combined(dist.top(self.k), teacher.top(self.k), "intersection")
+        both = supports.gather_support(dist, teacher, theirs)
+        mass = both.student.exp().sum(-1)
+        distance = maths.reverse_kl(*supports.close(replace(both, valid=shared), "renormalise"))
         return {
-            "support.overlap": (ours[:, :, None] == theirs[:, None, :]).any(-1).to(mass).mean(-1),
+            "support.overlap": shared.to(mass).mean(-1),
             "support.mass": mass,
             "support.outside": (theirs != rows["token"][:, None]).all(-1).to(mass),
+            "support.advantage": (-distance).masked_fill(~shared.any(-1), torch.nan),
         }
 
 
@@ -76,16 +86,6 @@ class WhereShown:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """What credit found out about every row, as measurements: means of these columns over what is learned from."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
-        return {name: rows[name].to(rows["untruncated"].dtype) for name in self.names}
-
-
-@dataclass(frozen=True)
 class Chosen:
     """The log-prob of the decided token, from student and teacher where a loss has made their log-probs anyway."""
 
@@ -99,6 +99,17 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Columns that a credit wrote, as measurements: their mean is a number of the step."""
+
+    columns: tuple[str, ...]
+
+    def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
+        found = {name: rows[name] for name in self.columns}
+        return {name: column if column.is_floating_point() else column.float() for name, column in found.items()}
+
+
+@dataclass(frozen=True)
 class Clipped:
     """clipped: 1 where PPO's clip takes a row's gradient away, because its ratio has gone too far for its sign."""
 
@@ -109,17 +120,7 @@ class Clipped:
     def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
         ratio, advantage = (dist.chosen - rows[self.old]).exp(), rows["advantage"]
         too_far = torch.where(advantage > 0, ratio > 1 + self.high, (advantage < 0) & (ratio < 1 - self.low))
-        return {"clipped": too_far.to(ratio)}
-
-
-@dataclass(frozen=True)
-class Noted:
-    """A column that a credit left, of numbers whose mean is worth a line of metrics.jsonl."""
-
-    column: str
-
-    def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
-        return {self.column: rows[self.column]}
+        return {"clipped": too_far.to(ratio).masked_fill(advantage.isnan(), torch.nan)}
 
 
 def measured(method: Method, cast: Cast) -> Method:

@@ -197,6 +197,12 @@ class Student(Writer, Stateful, Protocol):
     def save(self, folder: Path) -> None: ...  # as a folder that other tools load
 
 
+class Spelling(Student, Protocol):
+    """A student that knows how it would have written a text."""
+
+    def encode(self, text: str) -> Array: ...  # [n] ids of a whole answer, its end of text included
+
+
 class Task(Protocol):
     """Problems to learn from, others to be examined on, and a grade in [0, 1] for an answer."""
 

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Message = dict[str, str]
 
-GIVEN, STUDENT, TEACHER, OTHER = 0, 1, 2, 3
+GIVEN, STUDENT, TEACHER = 0, 1, 2
+OTHER = 3  # a third model, or one of these at another time
+DATA = 4  # nobody in this run: a text that came with the problem
 TEACHER_ID = "teacher_id"  # in a problem's data: which of several teachers reads it
 
 
@@ -124,6 +126,11 @@ class Rollout:
     def decisions(self) -> Array:
         """[n] ids of the decided tokens."""
         return self.tokens[self.author > GIVEN]
+
+    @cached_property
+    def written(self) -> bool:
+        """Whether somebody in this run wrote it, and it is no text that came with the problem."""
+        return not (self.author == DATA).any()
 
     def tagged(self, **tags: float) -> Rollout:
         return replace(self, tags={**self.tags, **tags})

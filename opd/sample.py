@@ -8,9 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from opd.errors import require
-from opd.protocols import Cast, Sample, Writer, write_for
-from opd.rollout import OTHER, STUDENT, TEACHER, End, Group, Piece, Sampling, Visit, continued
+from opd.errors import DataError, MethodError, require
+from opd.protocols import Cast, Sample, Spelling, Writer, write_for
+from opd.rollout import (
+    DATA,
+    OTHER,
+    STUDENT,
+    TEACHER,
+    End,
+    Group,
+    Piece,
+    Problem,
+    Rollout,
+    Sampling,
+    Visit,
+    continued,
+)  # fmt: skip
 
 AUTHORS = {"student": STUDENT, "teacher": TEACHER}
 
@@ -82,6 +95,61 @@ class Together:
             replace(groups[0], rollouts=tuple(rollout for group in groups for rollout in group.rollouts))
             for groups in written
         ]
+
+
+@dataclass(frozen=True)
+class WithSolutions:
+    """What `fresh` writes, and for every visit the problem's own solution, as a group of its own that nobody graded.
+
+    `solution` names where the text stands: answer, privileged_context, or another column of the task. Its rows have the
+    author DATA; nobody drew them, so that `behaviour` is certain (0) and `untruncated` is not known (nan).
+    """
+
+    fresh: Sample
+    solution: str = "solution"
+
+    def check(self, cast: Cast) -> None:
+        """A text can only be mixed in for a student that spells."""
+        if not hasattr(cast["student"], "encode"):
+            raise MethodError(
+                f"{cast['student'].name} cannot be given a solution to copy",
+                got=f"a {type(cast['student']).__name__} as student",
+                expected="a language model",
+            )
+
+    def check_problem(self, problem: Problem, cast: Cast) -> None:
+        """Every problem has a solution that the student could have written."""
+        rollout, context = self._rollout(problem, cast["student"]), getattr(cast["student"], "context", None)
+        if context is not None and len(rollout.tokens) > context:
+            raise DataError(
+                f"the solution of problem {problem.id} does not fit the context of {cast['student'].name}",
+                got=f"{len(rollout.tokens)} tokens",
+                expected=f"at most {context}",
+                remedy="Drop or shorten that problem",
+            )
+
+    def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
+        student: Spelling = cast["student"]
+        golden = [Group(v.problem, (self._rollout(v.problem, student),), student.render) for v in visits]
+        return [*self.fresh(cast, visits, step), *golden]
+
+    def _rollout(self, problem: Problem, student: Spelling) -> Rollout:
+        text = self._text(problem)
+        tokens = student.encode(text)
+        piece = Piece(tokens, np.zeros(len(tokens)), np.full(len(tokens), np.nan), End.STOP, tags={"reward": np.nan})
+        return continued(student.render(problem.messages), piece, problem, Sampling(), DATA, text)
+
+    def _text(self, problem: Problem) -> str:
+        known = {**problem.data, "answer": problem.answer, "privileged_context": problem.privileged_context}
+        text = known.get(self.solution)
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(
+                f"problem {problem.id} has no solution in {self.solution!r}, and this method learns from it",
+                got=sorted(name for name, value in known.items() if isinstance(value, str)),
+                expected="a text that the student could have written",
+                remedy="Name the column that has one with --solution",
+            )
+        return text
 
 
 @dataclass

@@ -77,7 +77,7 @@ def with_rest(lp: Tensor) -> Tensor:
     """Log-masses [N, K] of a support, and last that of everything else: [N, K + 1].
 
     A rest below 4 sqrt(K) eps is rounding and counts as that size, so that three readers can be compared and none of
-    them gives a bucket nothing that another gives something (maths.close does this for two).
+    them gives a bucket nothing that another gives something (supports.close does this for two).
     """
     least = 4 * lp.shape[-1] ** 0.5 * torch.finfo(lp.dtype).eps
     rest = -lp.logsumexp(-1, keepdim=True).expm1()

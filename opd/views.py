@@ -51,6 +51,11 @@ class AskedOf:
         return [replace(rollout, problem=problem)]
 
 
+def only_written(rollout: Rollout, group: Group) -> list[Rollout]:
+    """What the writer had before it, and nothing of a solution that came with the problem (WithSolutions)."""
+    return [rollout] if rollout.written else []
+
+
 OUTCOMES = ("right", "wrong", "any")
 
 

@@ -13,6 +13,7 @@ ROOT = Path(opd.__file__).parent
 ALLOWED = {
     "errors": set(),
     "maths": set(),
+    "supports": {"maths"},
     "rollout": set(),
     "dist": {"maths", "errors"},
     "rows": {"dist", "rollout", "errors"},
@@ -22,9 +23,10 @@ ALLOWED = {
 PARTS = {"sample", "rounds", "memory", "curriculum", "views", "credit", "losses", "means", "observe", "channel"}
 for part in PARTS:
     ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes", "channel"} - {part}
+    ALLOWED[part].add("supports")
 PARTS.add("bridge")
 ALLOWED["bridge"] = {"dist", "errors", "maths", "protocols", "rollout", "rows"}
-for part in ("groups", "selection"):
+for part in ("groups", "reshape", "selection"):
     PARTS.add(part)
     ALLOWED[part] = {"credit", "maths", "rows", "protocols", "errors"}
 PARTS |= {"hints", "magnitude", "contrasted"}
@@ -67,8 +69,9 @@ def test_the_core_points_downwards():
 
 
 def test_maths_knows_torch_only():
-    outside = {name.split(".")[0] for name in imports(ROOT / "maths.py")} - set(sys.stdlib_module_names)
-    assert outside == {"torch"}
+    for module in ("maths", "supports"):
+        names = {name for name in imports(ROOT / f"{module}.py") if not name.startswith("opd.maths")}
+        assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"torch"}, module
 
 
 def test_recipes_know_maths_and_parts_only():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opd import maths
+from opd import maths, supports
 
 INF = math.inf
 
@@ -46,9 +46,9 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return torch.cosine_similarity(a, b, dim=-1).mean().item()
 
 
-def support(student: Tensor, teacher: Tensor, k: int, source: str) -> maths.Support:
-    ids, valid = maths.top_ids(student if source == "student" else teacher, k)
-    return maths.gather_support(Table(student), Table(teacher), ids, valid)
+def support(student: Tensor, teacher: Tensor, k: int, source: str) -> supports.Support:
+    ids, valid = supports.top_ids(student if source == "student" else teacher, k)
+    return supports.gather_support(Table(student), Table(teacher), ids, valid)
 
 
 def close_to(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> None:
@@ -129,11 +129,11 @@ def test_forward_and_reverse_are_not_each_other() -> None:
 
 def test_clamping_a_truncated_forward_kl_at_zero_erases_the_gradient_of_a_sharp_student() -> None:
     student, teacher = row(0.98, 0.01, 0.005, 0.005).requires_grad_(), row(0.5, 0.02, 0.24, 0.24)
-    lp, lq = maths.close(support(student, teacher, 1, "teacher"), "drop")
+    lp, lq = supports.close(support(student, teacher, 1, "teacher"), "drop")
     truncated = (lq.exp() * (lq - lp)).sum(-1)
     assert truncated.item() < 0
     assert (grad(truncated.clamp_min(0), student) == 0).all()
-    ours = maths.forward_kl(*maths.close(support(student, teacher, 1, "teacher"), "tail"))
+    ours = maths.forward_kl(*supports.close(support(student, teacher, 1, "teacher"), "tail"))
     assert ours.item() > 0 and grad(ours, student).norm() > 0.1
 
 
@@ -141,22 +141,22 @@ def test_truncated_forward_kl_is_negative_nearly_everywhere_for_a_sharp_student(
     _, teacher = pair(200, 300, gap=1.0)
     sharp = 2 * teacher + 0.2 * pair(200, 300, seed=4)[1]
     kept = support(sharp, teacher, 32, "teacher")
-    assert (maths.forward_kl(*maths.close(kept, "drop")) < 0).double().mean() > 0.95
-    assert (maths.forward_kl(*maths.close(kept, "tail")) >= 0).all()
+    assert (maths.forward_kl(*supports.close(kept, "drop")) < 0).double().mean() > 0.95
+    assert (maths.forward_kl(*supports.close(kept, "tail")) >= 0).all()
 
 
-def descend(teacher: Tensor, k: int, outside: maths.Outside, gradient: maths.Gradient, steps: int = 400) -> Tensor:
+def descend(teacher: Tensor, k: int, outside: supports.Outside, gradient: maths.Gradient, steps: int = 400) -> Tensor:
     student = teacher.clone().requires_grad_()  # starts at the answer
     for _ in range(steps):
-        loss = maths.reverse_kl(*maths.close(support(student, teacher, k, "teacher"), outside), gradient=gradient)
+        loss = maths.reverse_kl(*supports.close(support(student, teacher, k, "teacher"), outside), gradient=gradient)
         student = (student - 2.0 * grad(loss, student)).detach().requires_grad_()
-    ids, _ = maths.top_ids(teacher, k)
+    ids, _ = supports.top_ids(teacher, k)
     return Table(student).at(ids).exp().sum(-1).detach()
 
 
 def test_a_dropped_pathwise_support_loses_its_mass() -> None:
     _, teacher = pair(3, 8, gap=1.0)
-    mass = Table(teacher).at(maths.top_ids(teacher, 4)[0]).exp().sum(-1)
+    mass = Table(teacher).at(supports.top_ids(teacher, 4)[0]).exp().sum(-1)
     close_to(descend(teacher, 4, "drop", "pathwise"), mass / math.e, 1e-3)  # p = q/e is where that loss is lowest
     for outside, gradient in (("drop", "score"), ("tail", "pathwise"), ("renormalise", "pathwise")):
         close_to(descend(teacher, 4, outside, gradient, steps=5), mass)
@@ -164,7 +164,7 @@ def test_a_dropped_pathwise_support_loses_its_mass() -> None:
 
 def test_a_dropped_pathwise_support_lowers_words_the_teacher_mildly_prefers() -> None:
     student, teacher = row(0.2, 0.2, 0.6).requires_grad_(), row(0.4, 0.2, 0.4)  # word 0: p < q < e p
-    lp, lq = maths.close(support(student, teacher, 2, "teacher"), "drop")
+    lp, lq = supports.close(support(student, teacher, 2, "teacher"), "drop")
     at = (support(student, teacher, 2, "teacher").ids[0] == 0).nonzero().item()
     assert grad(maths.reverse_kl(lp, lq, "pathwise"), lp)[0, at] > 0
     assert grad(maths.reverse_kl(lp, lq, "score"), lp)[0, at] < 0
@@ -175,8 +175,8 @@ def test_a_renormalised_support_is_blind_to_mass_outside(source: str) -> None:
     student, teacher = row(0.05, 0.05, 0.3, 0.3, 0.3).requires_grad_(), row(0.4, 0.4, 0.1, 0.05, 0.05)
     kept = support(student, teacher, 2, source)
     inside = torch.zeros(1, 5, dtype=torch.bool).scatter(-1, kept.ids, True)
-    blind = grad(maths.reverse_kl(*maths.close(kept, "renormalise")), student)
-    sees = grad(maths.reverse_kl(*maths.close(kept, "tail")), student)
+    blind = grad(maths.reverse_kl(*supports.close(kept, "renormalise")), student)
+    sees = grad(maths.reverse_kl(*supports.close(kept, "tail")), student)
     assert blind[~inside].abs().max() < 1e-15 and sees[~inside].abs().max() > 0.05
     if source == "teacher":  # two words in the right proportion: no push at all although 90 % of the mass is elsewhere
         assert blind.abs().max() < 1e-15 and (sees[0, :2] < 0).all()
@@ -184,15 +184,17 @@ def test_a_renormalised_support_is_blind_to_mass_outside(source: str) -> None:
 
 def test_one_renormalised_word_is_identically_zero() -> None:
     student, teacher = pair()
-    lp, lq = maths.close(support(student, teacher, 1, "student"), "renormalise")
+    lp, lq = supports.close(support(student, teacher, 1, "student"), "renormalise")
     for loss in (maths.reverse_kl(lp, lq), maths.forward_kl(lp, lq), maths.jsd(lp, lq, 0.5)):
         assert (loss == 0).all() and (grad(loss, student).abs() < 1e-15).all()
-    assert grad(maths.reverse_kl(*maths.close(support(student, teacher, 1, "student"), "tail")), student).norm() > 0.1
+    assert (
+        grad(maths.reverse_kl(*supports.close(support(student, teacher, 1, "student"), "tail")), student).norm() > 0.1
+    )
 
 
 def test_a_support_kl_as_the_advantage_of_every_word_has_zero_mean_gradient() -> None:
     student, teacher = pair()
-    kl = maths.reverse_kl(*maths.close(support(student, teacher, 4, "student"), "renormalise"))
+    kl = maths.reverse_kl(*supports.close(support(student, teacher, 4, "student"), "renormalise"))
     wrong = mean_gradient(student, teacher, lambda lp, lq: maths.policy_gradient(lp, -kl.unsqueeze(-1)))
     close_to(wrong, torch.zeros_like(student))
     assert grad(kl, student).norm() > 0.1  # as a loss the same number does teach
@@ -216,22 +218,24 @@ def test_a_naive_tail_is_nan_where_rounding_lifts_the_mass_above_one() -> None:
     kept = support(student, teacher, 64, "teacher")
     naive_p, naive_q = (torch.log(1 - x.exp().sum(-1)) for x in (kept.student, kept.teacher))
     assert not (naive_p.exp() * (naive_p - naive_q)).isfinite().all()
-    ours = maths.reverse_kl(*maths.close(kept, "tail"))
+    ours = maths.reverse_kl(*supports.close(kept, "tail"))
     torch.testing.assert_close(ours, maths.reverse_kl(Table(student).logp, Table(teacher).logp), rtol=1e-4, atol=1e-5)
 
 
 def test_repeated_words_count_once() -> None:
     student, teacher = pair(1, 6)
     ids = torch.tensor([[2, 4]])
-    joined, valid = maths.union(ids, torch.tensor([[4, 5]]))
-    asked = maths.gather_support(Table(student), Table(teacher), joined, valid)
-    twice = maths.Support(joined, torch.ones_like(valid), asked.student, asked.teacher)
-    once = maths.gather_support(
+    joined, valid = supports.union(ids, torch.tensor([[4, 5]]))
+    asked = supports.gather_support(Table(student), Table(teacher), joined, valid)
+    twice = supports.Support(joined, torch.ones_like(valid), asked.student, asked.teacher)
+    once = supports.gather_support(
         Table(student), Table(teacher), torch.tensor([[2, 4, 5]]), torch.ones(1, 3, dtype=torch.bool)
     )
-    close_to(maths.reverse_kl(*maths.close(asked, "renormalise")), maths.reverse_kl(*maths.close(once, "renormalise")))
+    close_to(
+        maths.reverse_kl(*supports.close(asked, "renormalise")), maths.reverse_kl(*supports.close(once, "renormalise"))
+    )
     assert not torch.allclose(
-        maths.reverse_kl(*maths.close(twice, "renormalise")), maths.reverse_kl(*maths.close(once, "renormalise"))
+        maths.reverse_kl(*supports.close(twice, "renormalise")), maths.reverse_kl(*supports.close(once, "renormalise"))
     )
 
 
@@ -407,9 +411,9 @@ def test_which_cheap_objective_points_along_reverse_kl(audit: tuple[str, Tensor,
         p, q = lp.exp(), lq.exp()
         return p * (lp - lq) + (1 - p) * (torch.log1p(-p) - torch.log1p(-q))
 
-    def of(source: str, outside: maths.Outside) -> float:
+    def of(source: str, outside: supports.Outside) -> float:
         return cosine(
-            grad(maths.reverse_kl(*maths.close(support(student, teacher, 32, source), outside)), student), exact
+            grad(maths.reverse_kl(*supports.close(support(student, teacher, 32, source), outside)), student), exact
         )
 
     def sampled(loss: Callable[[Tensor, Tensor], Tensor]) -> float:

@@ -9,7 +9,7 @@ from opd import recipes
 from opd.loop import train
 from opd.metrics import METRICS, about, document, sentence
 
-SMALL = {"local_support": {"k": 3}, "opsd_ectr": {"k": 3}}
+SMALL = {"local_support": {"k": 3}, "opsd_ectr": {"k": 3}, "rethinking": {"k": 3}}
 
 
 @pytest.mark.parametrize("name", recipes.names())

@@ -111,7 +111,7 @@ def test_a_reward_beyond_its_bound_is_cut_and_counted():
     columns = {"advantage": torch.tensor([3.0, -5.0, 1.0]), "keep": torch.ones(3, dtype=torch.bool)}
     rows = Bounded(2.0)(Rows(columns))
     assert rows["advantage"].tolist() == [2.0, -2.0, 1.0] and rows["reward.cut"].tolist() == [1.0, 1.0, 0.0]
-    assert Noted("reward.cut")(None, rows)["reward.cut"].mean() == pytest.approx(2 / 3)
+    assert Noted(("reward.cut",))(None, rows)["reward.cut"].mean() == pytest.approx(2 / 3)
     run = training(recipes.load("minillm")(bound=0.5))
     assert 0 < one_step(run).metrics["reward.cut"] <= 1
 

@@ -1,5 +1,7 @@
 """What a run measures in passing: right numbers, the same gradient, no model pass more, and absent where unknown."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,20 +10,24 @@ from opd.contract import anatomy, distance, gradients, toy_cast, toy_groups
 from opd.dist import TableDist, TopDist
 from opd.lab.toy import ToyModel
 from opd.measure import Measures
-from opd.observe import Against, Chosen, Supports, measured
+from opd.observe import Against, Chosen, Supports, WhereShown, measured
+from opd.reshape import LIMITS
 from opd.rows import Rows
 from opd.step import gradient, prepare
 
-SMALL = {"local_support": {"k": 3}, "opsd_ectr": {"k": 3}, "gkd": {"lam": 1.0}}
+SMALL = {"local_support": {"k": 3}, "opsd_ectr": {"k": 3}, "rethinking": {"k": 3}, "gkd": {"lam": 1.0}}
 
 STUDENT = {"student.chosen", "student.entropy"}
-SUPPORT = {"support.mass", "support.outside", "support.overlap"}
-WHOLE = {"reverse_kl", "teacher.entropy"} | SUPPORT
+SUPPORT = {"support.advantage", "support.mass", "support.outside", "support.overlap"}
+WHOLE = {"entropy.gap", "reverse_kl", "teacher.entropy"} | SUPPORT
 MEASURED = {  # what a local teacher, which can answer everything, lets a run measure
     "constant_negative": STUDENT,
     "gkd": STUDENT | WHOLE | {"teacher.chosen"},
     "local_support": STUDENT | SUPPORT,
     "privileged": STUDENT | WHOLE | {"teacher.chosen"},
+    "extrapolated": STUDENT | SUPPORT | {*LIMITS, "weight.cut"},
+    "rethinking": STUDENT | WHOLE | {"teacher.chosen"},
+    "stable_opd": STUDENT | WHOLE | {"clipped"},
     "representation": STUDENT | WHOLE | {"teacher.chosen"},
     "sampled_token": STUDENT | WHOLE,
     "sequence_kl": STUDENT | WHOLE,
@@ -58,6 +64,19 @@ def test_supports_by_hand(stored):
     assert found["support.overlap"] == [0.5, 1.0]  # {0, 1} and {1, 2}; {2, 3} twice
     assert found["support.mass"] == pytest.approx([0.5, 0.7])
     assert found["support.outside"] == [1.0, 0.0]
+    assert found["support.advantage"] == pytest.approx([0.0, 0.0])  # one shared token is always matched
+
+
+def test_the_advantage_on_shared_tokens():
+    student, teacher, token = example()
+    rows = Rows({"token": token, "keep": token >= 0, "teacher": teacher})
+    found = Supports(3)(student, rows)  # {0, 1, 2} and {1, 2, 3}
+    distance = 0.6 * math.log(0.6 / (4 / 7)) + 0.4 * math.log(0.4 / (3 / 7))
+    assert found["support.advantage"].tolist() == pytest.approx([-distance, 0.0])
+    opposite = rows.plus(teacher=TableDist(student.table.flip(-1), token))
+    assert Supports(2)(student, opposite)["support.advantage"].isnan().all(), "nothing is shared"
+    hidden = opposite.plus(**{"teacher.shown": torch.tensor([True, False])})
+    assert WhereShown(Supports(2), "teacher")(student, hidden)["support.mass"].isnan().tolist() == [False, True]
 
 
 def test_distances_by_enumeration():
@@ -67,6 +86,7 @@ def test_distances_by_enumeration():
     p, q = student.table, teacher.table
     assert torch.allclose(found["reverse_kl"], (p.exp() * (p - q)).sum(-1), atol=1e-15)
     assert torch.allclose(found["teacher.entropy"], -(q.exp() * q).sum(-1), atol=1e-15)
+    assert torch.allclose(found["entropy.gap"], ((p.exp() * p).sum(-1) - (q.exp() * q).sum(-1)).abs(), atol=1e-15)
     assert found["teacher.chosen"].exp().tolist() == pytest.approx([0.1, 0.4])
     known = rows.plus(**{"teacher.chosen": token.double()})
     assert "teacher.chosen" not in Against()(student, known) | Chosen("teacher")(student, known)

@@ -31,8 +31,14 @@ TABLE = {
         {"teacher writes": 1, "reference writes": 1, "teacher reads": 1, "student learns": 1},
         set(),
     ),
+    "extrapolated": (
+        {},
+        {"student writes": 1, "teacher reads": 1, "reference reads": 1, "student learns": 1},
+        set(),
+    ),
     "gkd": ({"lam": 1.0}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "grpo": ({"beta": 0.1}, {"student writes": 1, "reference reads": 1, "student learns": 1}, set()),
+    "iw_opd": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "kickstarting": ({"gate": True, "n": 2}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "local_support": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 2}, {MATCHES}),
     "minillm": (
@@ -49,6 +55,7 @@ TABLE = {
     ),
     "opsd_ectr": ({"k": 3}, {"student writes": 1, "teacher reads": 2, "student learns": 1}, set()),
     "policy_distillation": ({"tau": 0.5}, {"teacher writes": 1, "teacher reads": 1, "student learns": 1}, set()),
+    "power": ({"alpha": 1.0}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "privileged": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "raps_da": (
         {},
@@ -60,10 +67,16 @@ TABLE = {
     "rlcsd": ({}, {"student writes": 1, "teacher reads": 2, "student learns": 4}, set()),
     "rlsd": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "rlsd_ectr": ({}, {"student writes": 1, "teacher reads": 2, "student learns": 1}, set()),
+    "rethinking": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "sampled_token": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "sc_grpo": ({}, {"student writes": 1, "student reads": 1, "teacher reads": 1, "student learns": 1}, set()),
     "sequence_kl": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "sft": ({}, {"teacher writes": 1, "student learns": 1}, set()),
+    "stable_opd": (
+        {},
+        {"student writes": 1, "teacher reads": 1, "reference reads": 1, "student learns": 1},
+        set(),
+    ),
     "shuffled": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
 }
 
@@ -131,6 +144,10 @@ def test_published_defaults():
     assert (defaults["sampled_token"]["gamma"], defaults["sampled_token"]["n"]) == (0.0, 4)
     assert (defaults["privileged"]["divergence"], defaults["privileged"]["n"]) == ("forward_kl", 1)
     assert (defaults["nail"]["noise"], defaults["nail"]["answer"]) == ("uniform", "whole")
+    assert (defaults["power"]["alpha"], defaults["power"]["top_p"], defaults["power"]["top_k"]) == (5.0, 0.95, 20)
+    assert (defaults["extrapolated"]["lam"], defaults["extrapolated"]["c"]) == (1.25, 5.0)
+    assert (defaults["rethinking"]["k"], defaults["rethinking"]["words"]) == (16, "only_stu")
+    assert (defaults["iw_opd"]["gain"], defaults["iw_opd"]["n"], defaults["stable_opd"]["n"]) == (0.5, 1, 4)
     assert (defaults["representation"]["last"], defaults["representation"]["layers"]) == (2000, (0,))
 
 
@@ -172,6 +189,19 @@ def test_sampled_token_is_the_reverse_kl_gradient_in_expectation():
         ("sampled_token", {"gamma": 2.0}),
         ("sampled_token", {"unit": "words"}),
         ("sampled_token", {"n": 0}),
+        ("extrapolated", {"c": 0.9}),
+        ("extrapolated", {"c": 1.0, "limit": "cap"}),
+        ("extrapolated", {"limit": "cap", "margin": -0.1}),
+        ("iw_opd", {"gain": -1.0}),
+        ("power", {"alpha": -1.0}),
+        ("power", {"reward": "clip", "bound": 0.0}),
+        ("power", {"reward": "tanh", "tau": 0.0}),
+        ("power", {"form": "full", "reward": "log"}),
+        ("rethinking", {"k": 0}),
+        ("rethinking", {"dual": 1.1}),
+        ("rethinking", {"form": "equation", "words": "union"}),
+        ("rethinking", {"reward": 1.0, "n": 1}),
+        ("stable_opd", {"near": -0.1}),
         ("privileged", {"divergence": "kl"}),
         ("nail", {"rate": 1.0}),
         ("nail", {"noise": "teacher", "noise_temperature": 0.0}),

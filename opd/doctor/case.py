@@ -15,9 +15,10 @@ from opd.errors import DataError, ModelError
 from opd.method import Method, plain
 from opd.protocols import Cast, Task
 from opd.rollout import Problem, Sampling
-from opd.sample import Coin, OneTurn
+from opd.sample import Coin, OneTurn, WithSolutions
 from opd.settings import Settings
 from opd.tasks import load_task
+from opd.views import only_written
 
 if TYPE_CHECKING:
     from opd.engines.hf import HFModel
@@ -77,7 +78,7 @@ class Case:
     @property
     def shown_more(self) -> bool:
         """The teacher reads another prompt than the student wrote after."""
-        return any(ask.view is not plain for ask in self.method.teach)
+        return any(ask.view not in (plain, only_written) for ask in self.method.teach)
 
     @cached_property
     def problems(self) -> Sequence[Problem]:
@@ -101,6 +102,6 @@ class Case:
     def writing(self) -> OneTurn:
         """How the student writes under this method; a method whose student never writes: one plain sample."""
         sample = self.method.sample
-        while isinstance(sample, Coin):
-            sample = sample.heads
+        while isinstance(sample, Coin | WithSolutions):
+            sample = sample.heads if isinstance(sample, Coin) else sample.fresh
         return sample if isinstance(sample, OneTurn) and sample.writer == "student" else OneTurn(1, Sampling())

@@ -28,5 +28,6 @@ def in_order(case: Case) -> dict[str, str]:
         "support": f"K = {method.support} of {case.student.vocab} tokens" if method.support else "",
         "layers": "both models have them" if method.layers else "",
         "prompts": f"{len(task.train)} to learn from, {len(task.held_out)} held out{room}",
+        "solutions": "every problem has one that fits" if hasattr(method.sample, "check_problem") else "",
         "views": "every problem has what the teacher is shown" if case.shown_more else "",
     }

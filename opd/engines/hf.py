@@ -157,6 +157,11 @@ class HFModel:
             raise DataError("a prompt without any token", got=repr(list(messages)), expected="at least one token")
         return np.asarray(ids, np.int32)
 
+    def encode(self, text: str) -> Array:
+        """The ids of a whole answer, ended as the model ends its own."""
+        ends = [] if not self.stops else [self.tokenizer.eos_token_id or min(self.stops)]
+        return np.asarray(self.tokenizer.encode(text, add_special_tokens=False) + ends, np.int32)
+
     def decode(self, tokens: Array) -> str:
         """Text without special tokens."""
         text = self.tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)

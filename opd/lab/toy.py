@@ -143,6 +143,10 @@ class ToyModel(nn.Module):
         text = "".join(message["content"] for message in messages) or " "
         return np.array([2 + ord(c) % (self.vocab - 2) for c in text], np.int32)
 
+    def encode(self, text: str) -> Array:
+        """As a prompt, and the stop token."""
+        return np.append(self.render([{"role": "assistant", "content": text}]), STOP).astype(np.int32)
+
     def decode(self, tokens: Array) -> str:
         return " ".join(self.decode_token(int(token)) for token in tokens)
 
@@ -160,4 +164,7 @@ def _drawn(logprobs: Tensor, uniform: float) -> int:
 
 def problems(n: int) -> list[Problem]:
     """Toy problems with everything that a method may want to know about one."""
-    return [Problem(f"toy-{i}", "ab" * (1 + i % 3), answer="2", privileged_context="hint" + "x" * i) for i in range(n)]
+    return [
+        Problem(f"toy-{i}", "ab" * (1 + i % 3), "2", "hint" + "x" * i, {"solution": "because" + "y" * i})
+        for i in range(n)
+    ]

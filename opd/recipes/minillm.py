@@ -66,5 +66,5 @@ def minillm(
         credit=chain(LogRatio(scale=1 / scaling), Bounded(bound), MeanToGo(gamma, own), Whitened()),
         terms={"later": Term(PolicyGradient(clip, "behaviour"), named(mean)), **step},
         updates=Updates(epochs),
-        lookup=(Clipped(clip, clip, "behaviour"), Noted("reward.cut")),
+        lookup=(Clipped(clip, clip, "behaviour"), Noted(("reward.cut",))),
     )

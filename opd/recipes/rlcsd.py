@@ -30,7 +30,7 @@ from opd.losses import PolicyGradient
 from opd.magnitude import BothHints, Contrast, Corrected, Shifted
 from opd.means import named
 from opd.method import Method, Term, Updates, chain
-from opd.observe import Clipped, Columns
+from opd.observe import Clipped, Noted
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
@@ -81,6 +81,6 @@ def rlcsd(
         credit=chain(SkipTrivial(), GroupAdvantage(), shape),
         terms={"plain": Term(loss, over, rows="plain"), "selected": Term(loss, over, eta, rows="selected")},
         updates=Updates(parts=updates),
-        lookup=(Clipped(clip, clip), Columns(("contrast", "contrast.selected", "contrast.stopped", "importance.cut"))),
+        lookup=(Clipped(clip, clip), Noted(("contrast", "contrast.selected", "contrast.stopped", "importance.cut"))),
         casting={"teacher": "self:every=10"},
     )

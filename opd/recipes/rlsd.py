@@ -22,7 +22,7 @@ from opd.losses import PolicyGradient
 from opd.magnitude import Bounded
 from opd.means import named
 from opd.method import Ask, Method, Term, Updates, chain
-from opd.observe import Clipped, Columns
+from opd.observe import Clipped, Noted
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.rounds import Fading
@@ -61,6 +61,6 @@ def rlsd(
         credit=chain(LogRatio(), Saved("evidence"), GroupAdvantage(), Bounded("evidence", width, Fading(lam, fade))),
         terms={"reward": Term(PolicyGradient(clip, "untruncated"), named(mean))},
         updates=Updates(parts=updates),
-        lookup=(Clipped(clip, clip), Columns(("evidence", "evidence.cut"))),
+        lookup=(Clipped(clip, clip), Noted(("evidence", "evidence.cut"))),
         casting={"teacher": "self:every=10"},
     )

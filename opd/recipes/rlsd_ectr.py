@@ -19,7 +19,7 @@ from opd.losses import PolicyGradient
 from opd.magnitude import BothHints, Bounded, Contrast
 from opd.means import named
 from opd.method import Method, Term, chain
-from opd.observe import Clipped, Columns
+from opd.observe import Clipped, Noted
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.rounds import Fading
@@ -60,6 +60,6 @@ def rlsd_ectr(
         teach=contrasting(template("rlcsd"), hint, wrong, marked, Want(chosen=True)),
         credit=chain(SkipTrivial(), GroupAdvantage(), shape),
         terms={"reward": Term(PolicyGradient(clip, "untruncated"), named(mean))},
-        lookup=(Clipped(clip, clip), Columns(("contrast", "evidence.cut"))),
+        lookup=(Clipped(clip, clip), Noted(("contrast", "evidence.cut"))),
         casting={"teacher": "self:every=10"},
     )

@@ -29,7 +29,7 @@ from opd.losses import PolicyGradient
 from opd.magnitude import Dependence, Diversity, Evened, Saturating, Weighted
 from opd.means import named
 from opd.method import Ask, Method, Term, chain
-from opd.observe import Clipped, Columns
+from opd.observe import Clipped, Noted
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.sample import OneTurn
@@ -76,6 +76,6 @@ def sc_grpo(
         ),
         credit=chain(GroupAdvantage(), *weigh, Weighted("hint.weight")),
         terms={"reward": Term(PolicyGradient(clip, "untruncated"), named(mean))},
-        lookup=(Clipped(clip, clip), Columns(("hint.kl", "hint.weight", "hint.faint"))),
+        lookup=(Clipped(clip, clip), Noted(("hint.kl", "hint.weight", "hint.faint"))),
         casting={"teacher": "self:live"},
     )

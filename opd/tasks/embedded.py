@@ -22,7 +22,8 @@ def sums(target: str, *, train: int = 256, held_out: int = 512, seed: int = 0, g
 
 def drawn(split: str, count: int, seed: int) -> list[Problem]:
     rows = world.problems(split, count, seed)
-    return [Problem(row["id"], row["prompt"], row["answer"], row["privileged_context"]) for row in rows]
+    solution = lambda row: {"solution": " " + row["privileged_context"]}  # as the models write it after the question
+    return [Problem(row["id"], row["prompt"], row["answer"], row["privileged_context"], solution(row)) for row in rows]
 
 
 def last_total(problem: Problem, text: str) -> float | None:
