@@ -49,10 +49,10 @@ class Anatomy:
 
 
 def toy_cast(method: Method) -> dict[str, ToyModel]:
-    """A student, and a reader of its own for every role."""
+    """A student, and a model of its own for every role."""
     return {
         "student": ToyModel(seed=1),
-        **{who: ToyModel(seed=2, name=who) for who in {"teacher", *method.readers} - {"student"}},
+        **{who: ToyModel(seed=2, name=who) for who in {"teacher", *method.roles} - {"student"}},
     }
 
 

@@ -20,6 +20,7 @@ Message = dict[str, str]
 
 GIVEN, STUDENT, TEACHER, OTHER = 0, 1, 2, 3
 TEACHER_ID = "teacher_id"  # in a problem's data: which of several teachers reads it
+REPEATED = 3  # a decision that was taken elsewhere, looked at once more after another prompt
 
 
 class End(StrEnum):
@@ -79,7 +80,7 @@ class Rollout:
     """One model input. A row is a position whose author is not GIVEN."""
 
     tokens: Array  # [T] int32
-    author: Array  # [T] int8: 0 given, 1 student, 2.. others
+    author: Array  # [T] int8: 0 given, 1 student, 2 others, 3 repeated
     problem: Problem
     sampling: Sampling = Sampling()
     end: End = End.STOP
@@ -88,6 +89,7 @@ class Rollout:
         default_factory=dict[str, float]
     )  # one number for all rows: group, turn, reward, ...
     text: str = ""  # the decided part, decoded once, for graders and people
+    feedback: str = ""  # what the task says of it in words, beside its grade
     seed: int | None = None  # of this sample of this visit: whatever else is drawn about it starts here
     inputs: Array | None = None  # [T, ...] observations: inputs[t] is what the decision at position t + 1 rests on
 
@@ -119,6 +121,11 @@ class Rollout:
     @cached_property
     def n(self) -> int:
         return int((self.author > GIVEN).sum())
+
+    @property
+    def repeated(self) -> bool:
+        """Whether its decisions were taken elsewhere, so that nothing may count them again."""
+        return bool((self.author == REPEATED).any())
 
     @cached_property
     def decisions(self) -> Array:

@@ -20,7 +20,7 @@ from opd.dist import GradBuffer, HeadDist
 from opd.errors import MethodError
 from opd.method import Method, Observe, Term, Updates
 from opd.protocols import Cast, Forward, Student
-from opd.rollout import Array, Group
+from opd.rollout import REPEATED, Array, Group
 from opd.rows import Rows, flatten
 from opd.teach import teach
 
@@ -110,7 +110,8 @@ def gradient(
     outcome = Outcome(dict.fromkeys(weights, 0.0), len(rows), int(live.sum()), each)
     accelerated = student.device.type != "cpu"
     chunk = chunk or max(CHUNK_ROWS, CHUNK_ELEMENTS[accelerated] // student.vocab)
-    held = Held(observed_rows(live, OBSERVED_ELEMENTS[accelerated] // student.vocab))
+    decided = rows["author"] != REPEATED
+    held = Held(observed_rows(live & decided, OBSERVED_ELEMENTS[accelerated] // student.vocab))
     for batch in plan(rows, live, sequences, micro_tokens, bool(method.layers)):
         _backward(student, batch, rows, method, weights, held, chunk, outcome)
         outcome.passes += 1

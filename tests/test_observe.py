@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from opd import maths, recipes
+from opd.cli.methods import toy_build
 from opd.contract import anatomy, distance, gradients, toy_cast, toy_groups
 from opd.dist import TableDist, TopDist
 from opd.lab.toy import ToyModel
@@ -12,7 +13,7 @@ from opd.observe import Against, Chosen, Supports, measured
 from opd.rows import Rows
 from opd.step import gradient, prepare
 
-SMALL = {"local_support": {"k": 3}, "opsd_ectr": {"k": 3}, "gkd": {"lam": 1.0}}
+GIVEN = {"gkd": {"lam": 1.0}}
 
 STUDENT = {"student.chosen", "student.entropy"}
 SUPPORT = {"support.mass", "support.outside", "support.overlap"}
@@ -21,7 +22,7 @@ MEASURED = {  # what a local teacher, which can answer everything, lets a run me
     "constant_negative": STUDENT,
     "gkd": STUDENT | WHOLE | {"teacher.chosen"},
     "local_support": STUDENT | SUPPORT,
-    "privileged": STUDENT | WHOLE | {"teacher.chosen"},
+    "opsd": STUDENT | WHOLE | {"teacher.chosen", "entries.cut"},
     "representation": STUDENT | WHOLE | {"teacher.chosen"},
     "sampled_token": STUDENT | WHOLE,
     "sequence_kl": STUDENT | WHOLE,
@@ -31,7 +32,7 @@ MEASURED = {  # what a local teacher, which can answer everything, lets a run me
 
 
 def built(name):
-    return recipes.load(name)(**SMALL.get(name, {}))
+    return toy_build(name, GIVEN.get(name, {}))()
 
 
 def one_update(method, cast):

@@ -160,4 +160,4 @@ def _drawn(logprobs: Tensor, uniform: float) -> int:
 
 def problems(n: int) -> list[Problem]:
     """Toy problems with everything that a method may want to know about one."""
-    return [Problem(f"toy-{i}", "ab" * (1 + i % 3), answer="2", privileged_context="hint" + "x" * i) for i in range(n)]
+    return [Problem(f"toy-{i}", "ab" * (1 + i % 3), answer="2", privileged_context="hint" + " x" * i) for i in range(n)]
