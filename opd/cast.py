@@ -55,7 +55,7 @@ def specs(settings: Settings, method: Method) -> dict[str, str]:
     """Who plays every role beside the student's."""
     teacher = teacher_spec(settings, method)
     found = {} if teacher == NOBODY else {"teacher": teacher}
-    if REFERENCE in method.readers:
+    if REFERENCE in method.roles:
         found[REFERENCE] = settings.reference or method.casting.get(REFERENCE, "self:frozen")
     elif settings.reference:
         what = f"{settings.method} asks no reference"

@@ -49,8 +49,8 @@ class Anatomy:
 
 
 def toy_cast(method: Method) -> dict[str, ToyModel]:
-    """A student, and a reader of its own for every role."""
-    others = ["teacher", *sorted({*method.readers} - {"student", "teacher"})]
+    """A student, and a model of its own for every role."""
+    others = ["teacher", *sorted({*method.roles} - {"student", "teacher"})]
     return {"student": ToyModel(seed=1), **{who: ToyModel(seed, name=who) for seed, who in enumerate(others, 2)}}
 
 

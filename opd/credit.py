@@ -199,6 +199,16 @@ class SkipFirst:
 
 
 @dataclass(frozen=True)
+class OnlyShown:
+    """What an optional ask showed its reader nothing of is not learned from, and counted: masked.unshown."""
+
+    into: str = "teacher"
+
+    def __call__(self, rows: Rows) -> Rows:
+        return masked(rows, "unshown", ~rows[f"{self.into}.shown"])
+
+
+@dataclass(frozen=True)
 class SkipTokens:
     """Some tokens are not learned from: `which`=first only where a rollout has each for the first time, or all.
 

@@ -22,7 +22,7 @@ from opd.errors import DataError, NonFiniteError
 from opd.meter import count, metered
 from opd.method import Method
 from opd.protocols import Cast, Student, Task
-from opd.rollout import Array, End, Group, Problem, Visit
+from opd.rollout import Array, End, Group, Problem, Rollout, Visit
 from opd.rows import Rows
 from opd.step import Outcome, gradient, prepare, updates
 
@@ -131,11 +131,12 @@ def one_step(t: Training) -> Batch:
             fared.add(part, done[-1][0].each)
             collect(seen, rows, part, done[-1][0], len(done) - 1)
         rows = rows.plus(**seen)
-        measured = {**means(seen), **t.measure(rows)}
+        written = rows.written()
+        measured = {**means({name: written[name] for name in seen}), **t.measure(written)}
     for name, member in t.cast.items():
         if name != "student":
             member.follow(t.student, t.step + 1)
-    numbers = {**summary(groups, rows, done), **measured, **fared.metrics(), "teacher_tokens": float(count(cast))}
+    numbers = {**summary(groups, written, done), **measured, **fared.metrics(), "teacher_tokens": float(count(cast))}
     metrics = {"lr": t.rate(t.step), **numbers, **clock.seconds}
     for hook in t.method.hooks:
         metrics |= hook(cast, metrics, t.step)
@@ -175,15 +176,16 @@ def refuse(t: Training, part: Rows, loss: float, norm: float) -> None:
 
 
 def grade(task: Task, groups: Iterable[Group]) -> list[Group]:
-    """The groups with a reward on every rollout that has none; nan where the task can't tell."""
+    """The groups with a reward on every rollout that has none, nan where the task can't tell, and what it says."""
+    says = getattr(task, "feedback", lambda problem, text: "")
 
-    def one(group: Group) -> Group:
-        graded = tuple(
-            r if "reward" in r.tags else r.tagged(reward=_reward(task, group.problem, r.text)) for r in group.rollouts
-        )
-        return replace(group, rollouts=graded)
+    def one(rollout: Rollout) -> Rollout:
+        if "reward" in rollout.tags:
+            return rollout
+        graded = rollout.tagged(reward=_reward(task, rollout.problem, rollout.text))
+        return replace(graded, feedback=says(rollout.problem, rollout.text))
 
-    return [one(group) for group in groups]
+    return [replace(group, rollouts=tuple(map(one, group.rollouts))) for group in groups]
 
 
 def _reward(task: Task, problem: Problem, text: str) -> float:

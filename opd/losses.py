@@ -17,7 +17,7 @@ from opd import maths, supports
 from opd.channel import Channel
 from opd.dist import Dist
 from opd.errors import ModelError, one_of, require
-from opd.protocols import EVERY_LAYER, Cast
+from opd.protocols import EVERY_LAYER, Cast, Want
 from opd.rows import Rows
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # (lp, lq) [n, K] -> [n]
@@ -124,6 +124,16 @@ class TruncatedGradient:
         """weight.cut: 1 where the weight was cut to the cap, else 0."""
         weight, cut = maths.importance_weight(student.chosen, rows["behaviour"], self.cap)
         return {"weight.cut": cut.to(weight)}
+
+
+@dataclass(frozen=True)
+class Raise:
+    """-A log pi(y): what moves an answer's log-prob by its advantage, whoever wrote it."""
+
+    advantage: str = "advantage"
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        return maths.policy_gradient(student.chosen, rows[self.advantage])
 
 
 @dataclass(frozen=True)
@@ -240,6 +250,110 @@ class SupportGradient:
         ours = (rows.dist(self.old) if self.old else student).top(self.k)
         theirs = rows.dist(self.teacher).top(self.k).to(ours.device)
         return supports.combined(ours, theirs, self.words)
+
+
+def compared(
+    divergence: Divergence,
+    k: int,
+    source: str = "teacher",
+    outside: supports.Outside = "renormalise",
+    teacher: str = "teacher",
+) -> tuple[Everywhere | OnSupport, Want]:
+    """A divergence on the K best tokens of teacher or student, or everywhere where k is 0, and what it asks for."""
+    if not k:
+        return Everywhere(divergence, teacher), Want(dist=True)
+    want = Want(topk=k) if source == "teacher" else Want(dist=True)  # nobody can know the student's best beforehand
+    return OnSupport(divergence, k, source, outside, teacher=teacher), want
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Forward KL over the whole vocabulary, of which no single token may bring more than tau (2601.18734)."""
+
+    tau: float
+    teacher: str = "teacher"
+
+    def __post_init__(self) -> None:
+        require(self.tau > 0, "the bound tau of one token's part of the divergence", got=self.tau, expected="above 0")
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        return maths.clipped_forward_kl(student.logprobs(), rows.dist(self.teacher).logprobs(), self.tau)
+
+    def cut(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
+        """entries.cut: the teacher's probability of the tokens whose part was cut."""
+        lp, lq = student.logprobs(), rows.dist(self.teacher).logprobs()
+        return {"entries.cut": torch.where(lq.exp() * (lq - lp) > self.tau, lq.exp(), 0.0).sum(-1)}
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """Forward KL to what the reader says under a partial view, and a clipped part of what the full view adds to it."""
+
+    lam: float
+    clip: float
+    anchor: str = "partial"
+    full: str = "teacher"
+
+    def __post_init__(self) -> None:
+        require(self.lam >= 0, "the share lam of the residual", got=self.lam, expected="0 or more")
+        require(self.clip >= 0, "the bound of the residual", got=self.clip, expected="0 or more")
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        anchor, full = self._views(rows)
+        return maths.forward_kl(student.logprobs(), maths.anchored(anchor, full, self.lam, self.clip))
+
+    def cut(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
+        """entries.cut: the anchor's probability of the tokens whose residual was cut."""
+        anchor, full = self._views(rows)
+        return {"entries.cut": torch.where((full - anchor).abs() > self.clip, anchor.exp(), 0.0).sum(-1)}
+
+    def _views(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        return rows.dist(self.anchor).logprobs(), rows.dist(self.full).logprobs()
+
+
+@dataclass(frozen=True)
+class Tempered:
+    """Another loss or measurement, of both models at `temperature`."""
+
+    part: Callable[[Dist, Rows], Any]
+    temperature: float
+    teacher: str = "teacher"
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "the temperature of a loss", got=self.temperature, expected="above 0")
+
+    @property
+    def k(self) -> int:
+        """The support that the part asks for."""
+        return getattr(self.part, "k", 0)
+
+    def __call__(self, student: Dist, rows: Rows) -> Any:
+        teacher = rows.dist(self.teacher).tempered(self.temperature)
+        return self.part(student.tempered(self.temperature), rows.plus(**{self.teacher: teacher}))
+
+
+@dataclass(frozen=True)
+class Reweighted:
+    """Another loss, times the token's truncated importance weight min(pi(y) / mu(y), cap), a constant (2601.20802)."""
+
+    loss: Callable[[Dist, Rows], Tensor]
+    cap: float
+
+    def __post_init__(self) -> None:
+        require(self.cap > 0, "the cap of the importance weight", got=self.cap, expected="more than 0")
+
+    @property
+    def k(self) -> int:
+        """The support that the loss asks for."""
+        return getattr(self.loss, "k", 0)
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        return maths.importance_weight(student.chosen, rows["behaviour"], self.cap)[0] * self.loss(student, rows)
+
+    def cut(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
+        """weight.cut: 1 where the weight was cut to the cap, else 0."""
+        weight, cut = maths.importance_weight(student.chosen, rows["behaviour"], self.cap)
+        return {"weight.cut": cut.to(weight.dtype)}
 
 
 @dataclass(frozen=True)

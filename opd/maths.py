@@ -120,6 +120,23 @@ def forward_kl(lp: Tensor, lq: Tensor) -> Tensor:
     return _divergence(lp, lq, formula)
 
 
+def clipped_forward_kl(lp: Tensor, lq: Tensor, tau: float) -> Tensor:
+    """sum_v min(q (log q - log p), tau): forward KL of which no single word may bring more than tau.
+
+    A word at the bound has no gradient of its own, and what the others pull up is taken from it: it is *lowered*.
+    Shapes: [N, K], [N, K] -> [N]. Raises ValueError unless tau > 0. Source: OPSD, arXiv 2601.18734, version 3.
+    """
+    demand(tau > 0, f"got tau={tau}, expected more than 0: use forward_kl where nothing is to be clipped.")
+
+    def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
+        mass = lq.exp()
+        terms = product(mass, lq - lp)
+        slope = mass.masked_fill(terms > tau, 0).neg_()
+        return terms.clamp_(max=tau).sum(-1), lambda: slope
+
+    return _divergence(lp, lq, formula)
+
+
 def cross_entropy(lp: Tensor, lq: Tensor) -> Tensor:
     """H(q, p) = -sum_v q log p: forward KL without the teacher's entropy, with the same gradient.
 
@@ -238,6 +255,22 @@ def mixture(lp: Tensor, ln: Tensor, rate: float) -> Tensor:
     if rate == 0:
         return lp
     return torch.logaddexp(lp + math.log1p(-rate), ln + math.log(rate))
+
+
+def anchored(anchor: Tensor, full: Tensor, lam: float, clip: float) -> Tensor:
+    """log softmax(log a + lam clip(log f - log a)): from what a partial view says, some way towards what the full says.
+
+    Each word's residual is cut to [-clip, clip]. Where none is, this is the geometric mixture a^(1-lam) f^lam, the
+    distribution r with the least (1-lam) KL(r||a) + lam KL(r||f).
+    Shapes: log-probs [N, V], [N, V] -> [N, V]. Raises ValueError unless lam >= 0 and clip >= 0.
+    Source: AR-OPD, arXiv 2606.10385.
+    """
+    demand(lam >= 0 and clip >= 0, f"got lam={lam} and clip={clip}, expected 0 or more: 0 leaves the anchor.")
+    anchor, full = upcast(anchor), upcast(full)
+    if lam == 0 or clip == 0:
+        return log_softmax(anchor)
+    residual = (full - anchor).masked_fill_(full == anchor, 0)  # also where both are -inf
+    return log_softmax(anchor + residual.clamp_(-clip, clip).mul_(lam))
 
 
 def product(mass: Tensor, x: Tensor) -> Tensor:
@@ -431,6 +464,15 @@ def ppo_clip(
     ratio, advantage = _ratio(logp, old), advantage.detach()
     loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
     return torch.where(advantage < 0, torch.minimum(loss, -dual * advantage), loss) if dual else loss
+
+
+def preference(margin: Tensor, win: Tensor) -> Tensor:
+    """-win log sigma(m) - (1 - win) log sigma(-m): what it costs to expect that the first of a pair is preferred.
+
+    Its slope is sigma(m) - win. Shapes: [P], [P] -> [P]. Source: Bradley and Terry (1952); DPO, arXiv 2305.18290.
+    """
+    margin = upcast(margin)
+    return -win * logsigmoid(margin) - (1 - win) * logsigmoid(-margin)
 
 
 def value_policy(values: Tensor, temperature: float) -> Tensor:

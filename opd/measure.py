@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from opd.protocols import Student
-from opd.rollout import DATA, STUDENT, Array
+from opd.rollout import STUDENT, Array
 from opd.rows import Rows
 
 Numbers = dict[str, float]
@@ -63,7 +63,6 @@ class Measures:
     teacher: str = "teacher"
 
     def __call__(self, rows: Rows) -> Numbers:
-        rows = rows.index(rows["author"] != DATA)  # a solution that came with a problem is nobody's answer
         table = {name: column.cpu().numpy() for name, column in rows.narrow().items()}
         student, teacher = student_logprob(table), table.get(f"{self.teacher}.chosen")
         sequence, looping = table["sequence"], loops(table["token"], table["sequence"], table["row"])

@@ -138,6 +138,11 @@ class Method:
         return sorted({ask.who for ask in self.teach} | {*getattr(self.sample, "writers", ())})
 
     @property
+    def roles(self) -> Sequence[str]:
+        """Everybody who reads, or writes what nobody else can (`writers` of the sample)."""
+        return sorted({*self.readers, *getattr(self.sample, "writers", ())})
+
+    @property
     def needs_reward(self) -> bool:
         """Whether some part can't do without a grade for every answer."""
         return any(

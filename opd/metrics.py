@@ -42,8 +42,21 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "how well the student's states meet the teacher's over the fitted bridge, by layer; on the first step only",
             "near 1; near 0 the two models have nothing in common there.",
         ),
-        "weight.cut": Metric(
-            "share", "tokens whose weight p(y)/mu(y) was cut to the cap", "0 where no nucleus was cut."
+        "weight.cut": Metric("share", "tokens whose importance weight p(y)/mu(y) was cut to the cap", "near 0."),
+        "entries.cut": Metric(
+            "probability",
+            "what the teacher (of two views: the partial one) gives to words whose part in the loss was cut to a bound",
+            "near 0; where it is large the bound steers what is learned.",
+        ),
+        "pair.loss": Metric(
+            "nats",
+            "logistic loss of preferring the first answer of a pair, mean over pairs",
+            "below 0.69 = log 2.",
+        ),
+        "pair.margin": Metric(
+            "",
+            "by how much the pair's first answer is preferred, measured from the teacher",
+            "rising from below 0.",
         ),
         "clipped": Metric(
             "share",

@@ -21,6 +21,8 @@ Message = dict[str, str]
 GIVEN, STUDENT, TEACHER = 0, 1, 2
 OTHER = 3  # a third model, or one of these at another time
 DATA = 4  # nobody in this run: a text that came with the problem
+REPEATED = 5  # a decision that was taken elsewhere, looked at once more after another prompt
+UNWRITTEN = (DATA, REPEATED)  # what is learned from, but no number of a batch is about
 TEACHER_ID = "teacher_id"  # in a problem's data: which of several teachers reads it
 
 
@@ -81,7 +83,7 @@ class Rollout:
     """One model input. A row is a position whose author is not GIVEN."""
 
     tokens: Array  # [T] int32
-    author: Array  # [T] int8: 0 given, 1 student, 2.. others
+    author: Array  # [T] int8: 0 given, 1 student, 2 others, 3 repeated
     problem: Problem
     sampling: Sampling = Sampling()
     end: End = End.STOP
@@ -90,6 +92,7 @@ class Rollout:
         default_factory=dict[str, float]
     )  # one number for all rows: group, turn, reward, ...
     text: str = ""  # the decided part, decoded once, for graders and people
+    feedback: str = ""  # what the task says of it in words, beside its grade
     seed: int | None = None  # of this sample of this visit: whatever else is drawn about it starts here
     inputs: Array | None = None  # [T, ...] observations: inputs[t] is what the decision at position t + 1 rests on
 
@@ -122,6 +125,11 @@ class Rollout:
     def n(self) -> int:
         return int((self.author > GIVEN).sum())
 
+    @property
+    def repeated(self) -> bool:
+        """Whether its decisions were taken elsewhere, so that nothing may count them again."""
+        return bool((self.author == REPEATED).any())
+
     @cached_property
     def decisions(self) -> Array:
         """[n] ids of the decided tokens."""
@@ -129,8 +137,8 @@ class Rollout:
 
     @cached_property
     def written(self) -> bool:
-        """Whether somebody in this run wrote it, and it is no text that came with the problem."""
-        return not (self.author == DATA).any()
+        """Whether somebody in this run wrote it, and it is neither a text that came along nor a repetition."""
+        return not np.isin(self.author, UNWRITTEN).any()
 
     def tagged(self, **tags: float) -> Rollout:
         return replace(self, tags={**self.tags, **tags})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opd.dist import Dist
 from opd.errors import MethodError, nearest
-from opd.rollout import Group, Rollout
+from opd.rollout import UNWRITTEN, Group, Rollout
 
 BUILT_IN = ("token", "author", "position", "row", "length", "sequence", "group", "episode", "turn", "keep")
 
@@ -78,6 +78,15 @@ class Rows:
     def narrow(self) -> dict[str, Tensor]:
         """The columns with one number per row: what credit may read, and what is written to disk."""
         return {k: v for k, v in self.columns.items() if isinstance(v, Tensor) and v.ndim == 1}
+
+    @property
+    def are_written(self) -> Tensor:
+        """[N] bool: somebody in this run decided it, for the first time."""
+        return torch.stack([self["author"] != nobody for nobody in UNWRITTEN]).all(0)
+
+    def written(self) -> Self:
+        """The narrow columns of the rows that were written: what may be counted."""
+        return replace(self, columns=dict[str, Tensor | Dist](self.narrow())).index(self.are_written)
 
     @classmethod
     def of(

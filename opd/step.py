@@ -110,7 +110,7 @@ def gradient(
     outcome = Outcome(dict.fromkeys(weights, 0.0), len(rows), int(live.sum()), each)
     accelerated = student.device.type != "cpu"
     chunk = chunk or max(CHUNK_ROWS, CHUNK_ELEMENTS[accelerated] // student.vocab)
-    held = Held(observed_rows(live, OBSERVED_ELEMENTS[accelerated] // student.vocab))
+    held = Held(observed_rows(live & rows.are_written, OBSERVED_ELEMENTS[accelerated] // student.vocab))
     for batch in plan(rows, live, sequences, micro_tokens, bool(method.layers)):
         _backward(student, batch, rows, method, weights, held, chunk, outcome)
         outcome.passes += 1

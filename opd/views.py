@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,14 +10,12 @@ from importlib import resources
 
 import numpy as np
 
-from opd.errors import DataError, MethodError, one_of
+from opd.errors import DataError, MethodError, one_of, require
 from opd.rollout import TEACHER_ID, Group, Message, Problem, Rollout
-
-SLOT = re.compile(r"\{(?:prompt|context)\}")
 
 
 def template(name: str) -> str:
-    """A prompt template that lies beside the recipes as a text file; {prompt} and {context} are filled in."""
+    """A prompt template that lies beside the recipes as a text file; {prompt}, {context} and so on are filled in."""
     return resources.files("opd.recipes").joinpath(f"{name}.txt").read_text(encoding="utf-8").rstrip("\n")
 
 
@@ -27,8 +26,11 @@ class Privileged:
     template: str
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
-        context = self.check(group.problem)
-        return [rollout.reworded(group.render(told(group.problem.messages, self.template, context)))]
+        return [rollout.reworded(group.render(self.messages(group.problem)))]
+
+    def messages(self, problem: Problem) -> tuple[Message, ...]:
+        """The prompt that says more."""
+        return told(problem.messages, self.template, self.check(problem))
 
     def check(self, problem: Problem) -> str:
         """What the reader is told about a problem; a run asks this of every problem before it begins."""
@@ -56,12 +58,48 @@ def only_written(rollout: Rollout, group: Group) -> list[Rollout]:
     return [rollout] if rollout.written else []
 
 
+@dataclass(frozen=True)
+class Begun:
+    """The reader also sees how the reference begins, the first `share` of its characters, and the final answer.
+
+    No word is cut: what is shown goes on to the end of the word that the share falls into (2606.10385, released code).
+    """
+
+    template: str
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.share <= 1, "the share of the reference that is shown", got=self.share, expected="in (0, 1]")
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
+        context, answer = self.check(group.problem)
+        end = math.ceil(self.share * len(context))
+        while end < len(context) and not (context[end - 1].isspace() or context[end].isspace()):
+            end += 1
+        messages = told(group.problem.messages, self.template, context[:end].rstrip(), answer=answer)
+        return [rollout.reworded(group.render(messages))]
+
+    def check(self, problem: Problem) -> tuple[str, str]:
+        """Reference and final answer; a run asks this of every problem before it begins."""
+        context = Privileged(self.template).check(problem).strip()
+        if problem.answer is None:
+            what = f"problem {problem.id} has no answer, and this method shows it beside the beginning of the reference"
+            raise DataError(what, remedy="Give the task a column 'answer'")
+        return context, problem.answer
+
+
 OUTCOMES = ("right", "wrong", "any")
+THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 
 def written(rollout: Rollout) -> str | None:
     """What a sibling is shown as: its own text."""
     return rollout.text
+
+
+def without_thoughts(rollout: Rollout) -> str | None:
+    """The text of a sibling without what stands between <think> and </think>."""
+    return THOUGHTS.sub("", rollout.text)
 
 
 @dataclass(frozen=True)
@@ -104,9 +142,36 @@ class Sibling:
         return self.outcome == "any" or right == (self.outcome == "right")
 
 
-def told(messages: Sequence[Message], template: str, context: str) -> tuple[Message, ...]:
-    """The messages with {prompt} and {context} set into `template` in place of the user's last one."""
+@dataclass(frozen=True)
+class Feedback:
+    """The reader also sees what the task said in words of the very answer that it reads, where it said something."""
+
+    template: str
+    needs_reward = True
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
+        if not rollout.feedback:
+            return []
+        return [rollout.reworded(group.render(told(group.problem.messages, self.template, rollout.feedback)))]
+
+
+@dataclass(frozen=True)
+class FirstOf:
+    """The first of several views that shows anything."""
+
+    views: tuple[Callable[[Rollout, Group], list[Rollout]], ...]
+
+    @property
+    def needs_reward(self) -> bool:
+        return any(getattr(view, "needs_reward", False) for view in self.views)
+
+    def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
+        return next((shown for view in self.views if (shown := view(rollout, group))), [])
+
+
+def told(messages: Sequence[Message], template: str, context: str, **more: str) -> tuple[Message, ...]:
+    """The messages with {prompt}, {context} and `more` set into `template` in place of the user's last one."""
     last = max(number for number, message in enumerate(messages) if message["role"] == "user")
-    fills = {"{context}": context, "{prompt}": messages[last]["content"]}
-    words = SLOT.sub(lambda slot: fills[slot[0]], template)  # in one go: what is filled in may have braces too
+    fields = {"prompt": messages[last]["content"], "context": context, **more}
+    words = re.sub(r"\{(\w+)\}", lambda field: fields.get(field[1], field[0]), template)  # a text's own braces stay
     return (*messages[:last], {**messages[last], "content": words}, *messages[last + 1 :])

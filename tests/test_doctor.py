@@ -199,7 +199,7 @@ def test_a_teacher_that_is_the_student():
     found = complaints(case(teacher="embedded:student"))
     assert {name for name, one in found.items() if one.verdict == "fail"} == {"another model", "another opinion"}
     assert set(found) <= {"another model", "another opinion", "teacher's noise"}  # its samples are often wrong
-    assert "another model" not in complaints(case("privileged", teacher="embedded:student"))  # it is shown more
+    assert "another model" not in complaints(case("opsd", teacher="embedded:student"))  # it is shown more
 
 
 def test_a_copy_that_is_shown_nothing_more():
@@ -358,6 +358,10 @@ def test_a_teacher_that_gives_no_log_prob():
     assert set(found) == {"log-probs"} and found["log-probs"].verdict == "warn"
 
 
+def test_a_method_that_shows_siblings_is_examined_without_them():
+    assert not [found for found in examine(case("sdpo", parameters={"k": 8}), 4) if found.verdict == "fail"]
+
+
 def test_remedies_name_options_that_exist():
     source = "".join(file.read_text() for file in Path(doctor.__file__).parent.glob("*.py"))
     named = set(re.findall(r"--([a-z][a-z-]*)", source))
@@ -368,7 +372,7 @@ def test_remedies_name_options_that_exist():
 
 def test_the_page_names_every_check():
     page = (Path(doctor.__file__).parents[2] / "docs" / "doctor.md").read_text()
-    examined = case("privileged")
+    examined = case("opsd")
     names = {found.name for found in examine(examined, ANSWERS)}
     names |= set(checks(examined.method, examined.task, examined.cast))
     assert not {name for name in names if f"`{name}`" not in page}

@@ -7,7 +7,7 @@ import pytest
 from opd.errors import DataError, SettingError
 from opd.rollout import Problem
 from opd.stated import final_answer
-from opd.tasks.graders import MathVerify, named
+from opd.tasks.graders import Graded, MathVerify, named
 
 
 def asked(answer):
@@ -66,6 +66,23 @@ def test_a_grader_of_ones_own_is_imported_and_checked(tmp_path, monkeypatch):
         named("my_graders:hafl")
     with pytest.raises(SettingError, match="PYTHONPATH"):
         named("no_such_graders:half")
+
+
+def test_a_module_may_say_what_is_wrong(tmp_path, monkeypatch):
+    file = tmp_path / "wordy_graders.py"
+    file.write_text(
+        "def grade(problem, text): return 0.0\n"
+        "def grade_feedback(problem, text): return f'{text} is too short'\n"
+        "def bad(problem, text): return 0.0\n"
+        "def bad_feedback(problem, text): return None\n"
+        "def silent(problem, text): return 0.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    said = lambda name: Graded("t", [], [], named(f"wordy_graders:{name}")).feedback(asked(None), "x")
+    assert said("grade") == "x is too short" and said("silent") == ""
+    assert Graded("t", [], [], named("exact")).feedback(asked(None), "x") == ""
+    with pytest.raises(DataError, match="feedback of grader 'wordy_graders:bad' on problem p: got None"):
+        said("bad")
 
 
 # ---- math_verify

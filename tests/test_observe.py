@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from opd import maths, recipes
+from opd.cli.methods import toy_build
 from opd.contract import anatomy, distance, gradients, toy_cast, toy_groups
 from opd.dist import TableDist, TopDist
 from opd.lab.toy import ToyModel
@@ -15,7 +16,7 @@ from opd.reshape import LIMITS
 from opd.rows import Rows
 from opd.step import gradient, prepare
 
-SMALL = {"local_support": {"k": 3}, "opsd_ectr": {"k": 3}, "rethinking": {"k": 3}, "gkd": {"lam": 1.0}}
+GIVEN = {"gkd": {"lam": 1.0}}
 
 STUDENT = {"student.chosen", "student.entropy"}
 SUPPORT = {"support.advantage", "support.mass", "support.outside", "support.overlap"}
@@ -24,10 +25,10 @@ MEASURED = {  # what a local teacher, which can answer everything, lets a run me
     "constant_negative": STUDENT,
     "gkd": STUDENT | WHOLE | {"teacher.chosen"},
     "local_support": STUDENT | SUPPORT,
-    "privileged": STUDENT | WHOLE | {"teacher.chosen"},
     "extrapolated": STUDENT | SUPPORT | {*LIMITS, "weight.cut"},
     "rethinking": STUDENT | WHOLE | {"teacher.chosen"},
     "stable_opd": STUDENT | WHOLE | {"clipped"},
+    "opsd": STUDENT | WHOLE | {"teacher.chosen", "entries.cut"},
     "representation": STUDENT | WHOLE | {"teacher.chosen"},
     "sampled_token": STUDENT | WHOLE,
     "sequence_kl": STUDENT | WHOLE,
@@ -37,7 +38,7 @@ MEASURED = {  # what a local teacher, which can answer everything, lets a run me
 
 
 def built(name):
-    return recipes.load(name)(**SMALL.get(name, {}))
+    return toy_build(name, GIVEN.get(name, {}))()
 
 
 def one_update(method, cast):

@@ -16,6 +16,7 @@ MATCHES = "teacher = student gives a zero gradient"
 
 # name -> (parameters for a vocabulary of 7, model passes per batch, facts)
 TABLE = {
+    "ar_opd": ({"skip": 1}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "constant_negative": ({"threshold": 0.3}, {"student writes": 1, "student learns": 1}, set()),
     "aggrevate": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "dagger": ({"beta": 0.5, "fade": 2}, {"student writes": 1, "teacher writes": 1, "student learns": 4}, set()),
@@ -48,15 +49,26 @@ TABLE = {
     ),
     "nail": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "nailgun": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
+    "nca": (
+        {"k": 4},
+        {"student writes": 1, "teacher reads": 1, "student reads": 1, "student learns": 1},
+        set(),
+    ),
     "on_policy_distillation": (
         {},
         {"student writes": 1, "student reads": 1, "teacher reads": 1, "student learns": 1},
         {MATCHES},
     ),
+    "opcd": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
+    "opsd": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
+    "pbsd": (
+        {},
+        {"student writes": 1, "teacher writes": 1, "teacher reads": 1, "student reads": 1, "student learns": 1},
+        set(),
+    ),
     "opsd_ectr": ({"k": 3}, {"student writes": 1, "teacher reads": 2, "student learns": 1}, set()),
     "policy_distillation": ({"tau": 0.5}, {"teacher writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "power": ({"alpha": 1.0}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
-    "privileged": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "raps_da": (
         {},
         {"student writes": 1, "student reads": 1, "teacher reads": 1, "student learns": 1},
@@ -70,6 +82,8 @@ TABLE = {
     "rethinking": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "sampled_token": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "sc_grpo": ({}, {"student writes": 1, "student reads": 1, "teacher reads": 1, "student learns": 1}, set()),
+    "sdft": ({"skip": 1}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
+    "sdpo": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "sequence_kl": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "sft": ({}, {"teacher writes": 1, "student learns": 1}, set()),
     "stable_opd": (
@@ -142,7 +156,12 @@ def test_published_defaults():
     }  # fmt: skip
     assert (defaults["gkd"]["lam"], defaults["gkd"]["beta"], defaults["gkd"]["mean"]) == (0.5, 0.5, "sequence_mean")
     assert (defaults["sampled_token"]["gamma"], defaults["sampled_token"]["n"]) == (0.0, 4)
-    assert (defaults["privileged"]["divergence"], defaults["privileged"]["n"]) == ("forward_kl", 1)
+    assert [defaults["opsd"][name] for name in ("beta", "tau", "k", "n")] == [0.0, 0.05, 0, 1]
+    assert [defaults["sdft"][name] for name in ("alpha", "k", "skip", "n")] == [1.0, 0, 3, 1]
+    assert [defaults["sdpo"][name] for name in ("alpha", "k", "threshold", "cap", "n")] == [0.5, 100, 0.5, 2.0, 8]
+    assert [defaults["opcd"][name] for name in ("k", "renorm", "temperature")] == [256, False, 0.6]
+    assert [defaults["ar_opd"][name] for name in ("lam", "clip", "rho", "skip")] == [0.8, 5.0, 0.5, 3]
+    assert [defaults["nca"][name] for name in ("beta", "k")] == [0.5, 256]
     assert (defaults["nail"]["noise"], defaults["nail"]["answer"]) == ("uniform", "whole")
     assert (defaults["power"]["alpha"], defaults["power"]["top_p"], defaults["power"]["top_k"]) == (5.0, 0.95, 20)
     assert (defaults["extrapolated"]["lam"], defaults["extrapolated"]["c"]) == (1.25, 5.0)
@@ -202,7 +221,24 @@ def test_sampled_token_is_the_reverse_kl_gradient_in_expectation():
         ("rethinking", {"form": "equation", "words": "union"}),
         ("rethinking", {"reward": 1.0, "n": 1}),
         ("stable_opd", {"near": -0.1}),
-        ("privileged", {"divergence": "kl"}),
+        ("ar_opd", {"lam": -0.1}),
+        ("ar_opd", {"clip": -1.0}),
+        ("ar_opd", {"rho": 0.0}),
+        ("ar_opd", {"rho": 1.5}),
+        ("nca", {"beta": -0.5}),
+        ("nca", {"k": 1}),
+        ("opsd", {"beta": 0.5}),
+        ("opsd", {"beta": 2.0, "tau": 0.0}),
+        ("opsd", {"k": 50}),
+        ("opsd", {"tau": -1.0}),
+        ("opsd", {"loss_temperature": 0.0}),
+        ("pbsd", {"beta": 0.0}),
+        ("pbsd", {"pair_label": "best"}),
+        ("pbsd", {"n": 0}),
+        ("sdft", {"alpha": -1.0}),
+        ("sdpo", {"n": 1}),
+        ("sdpo", {"cap": 0.0}),
+        ("sdpo", {"alpha": 2.0}),
         ("nail", {"rate": 1.0}),
         ("nail", {"noise": "teacher", "noise_temperature": 0.0}),
     ],

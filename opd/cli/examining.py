@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +17,8 @@ from opd.settings import Settings, checked
 from opd.words import said
 
 if TYPE_CHECKING:
-    from opd.evaluate import Draws, Evaluation
+    from opd.evaluate import Draws, Evaluation, Share
+    from opd.removability import Removability
 
 
 class Exam(BaseModel, allow_inf_nan=False):
@@ -29,6 +31,7 @@ class Exam(BaseModel, allow_inf_nan=False):
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus of the sampled answers")
     max_new: int = Field(256, ge=1, description="tokens of an answer at most")
     seed: int = Field(0, ge=0, description="of the sampled answers")
+    context: bool = Field(False, description="once more with each problem's privileged context before the question")
     teacher: str = Field("", description="a model folder or hub name, or an expert; measures the reverse KL to it")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field("auto", description="of the model")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...")
@@ -51,8 +54,11 @@ def eval_(words: list[str]) -> int:
     exam = checked(Exam, given)
     if not exam.task:
         raise SettingError("opd eval needs a task", expected="--task", remedy="For example --task sums, or jsonl:FILE")
-    found = examined(located(model), exam)
-    print(json.dumps({"model": model, **found.to_json()}) if as_json else "\n".join(lines(model, found)))
+    found, returned = examined(located(model), exam)
+    if as_json:
+        print(json.dumps({"model": model, **found.to_json()} | ({"context": asdict(returned)} if returned else {})))
+    else:
+        print("\n".join(lines(model, found) + (context_lines(returned) if returned else [])))
     return 0
 
 
@@ -62,11 +68,12 @@ def located(model: str) -> str:
     return str(inside) if (inside / "config.json").is_file() else model
 
 
-def examined(model: str, exam: Exam) -> Evaluation:
+def examined(model: str, exam: Exam) -> tuple[Evaluation, Removability | None]:
+    """What the model gets right, and where that was asked for, what it still gets right under the context."""
     from opd.cli.quiet import hush
 
     hush()
-    from opd import cast
+    from opd import cast, removability
     from opd.evaluate import evaluate
     from opd.tasks import load_task
 
@@ -82,10 +89,14 @@ def examined(model: str, exam: Exam) -> Evaluation:
         student = cast.open_model(model, settings, settings.dtype, settings.device)
         teacher = cast.teacher(exam.teacher, settings, student) if exam.teacher else None
     problems = task.held_out[: exam.problems or None]
-    return evaluate(
+    told = removability.told(problems) if exam.context else []
+    found = evaluate(
         student, task, problems, exam.samples, exam.temperature, exam.top_p, exam.seed, teacher,
         max_new=exam.max_new, progress=progress,
     )  # fmt: skip
+    if not told or found.greedy is None:
+        return found, None
+    return found, removability.examine(student, task, told, found.greedy, max_new=exam.max_new)
 
 
 def progress(done: int, total: int) -> None:
@@ -109,6 +120,21 @@ def lines(model: str, found: Evaluation) -> list[str]:
         words += ["", f"reverse KL to the teacher  {kl.per_token:.4g}{error} {told('nats per token')} ({kl.estimator})"]
     words += [f"the grader failed {n} times: {what}" for what, n in found.grader_errors.items()]
     return words
+
+
+def context_lines(found: Removability) -> list[str]:
+    """What the context does when it is put back."""
+    kinds = {"without it": found.without, "with it": found.under, "both": found.both, "harm": found.harm}
+    words = [
+        *((name, proportion(one) if one else "nothing was right without it") for name, one in kinds.items()),
+        ("length", f"{found.longer:+.1%}"),
+    ]
+    title = f"greedy, right with the context before the question ({found.problems} problems)"
+    return ["", title, *(f"  {head:<12}{text}" for head, text in words)]
+
+
+def proportion(found: Share) -> str:
+    return share({"": found.value, ".low": found.low, ".high": found.high}, "")
 
 
 def draws_words(draws: Draws, accuracy: str) -> list[tuple[str, str]]:

@@ -33,7 +33,12 @@ def finite(trial: Trial) -> Iterator[Finding]:
         yield finding("log-probs", False, "no teacher is asked, so nothing below is measured")
         return
     if not len(trial.ratio):
-        yield finding("log-probs", True, "the teacher gives none, so nothing below is measured", "Use a local teacher")
+        if trial.rows is None and "chosen" in trial.case.teacher.can:
+            what = "the teacher is shown siblings, and here every problem has one answer, so nothing below is measured"
+            yield finding("log-probs", False, what)
+        else:
+            what = "the teacher gives none, so nothing below is measured"
+            yield finding("log-probs", True, what, "Use a local teacher")
         return
     bad = int((~np.isfinite(trial.ratio)).sum())
     evidence = f"{bad or 'all'} of {len(trial.ratio)} tokens have {'no ' if bad else ''}finite log-probs"

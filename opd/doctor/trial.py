@@ -15,7 +15,7 @@ import torch
 from opd.doctor.case import Case
 from opd.loop import grade
 from opd.masks import masks
-from opd.method import Ask, chain, plain
+from opd.method import Ask, View, chain, plain
 from opd.protocols import Want
 from opd.rollout import Array, End, Group, Problem, Rollout, Sampling, Visit
 from opd.rows import Rows, flatten
@@ -78,7 +78,7 @@ def written(case: Case, count: int) -> Trial:
     limit, can = case.settings.max_new, getattr(case.teacher, "can", frozenset[str]())
     as_method = replace(case.writing, n=1, sampling=replace(case.writing.sampling, max_new=limit))
     groups = grade(case.task, as_method(case.cast, visits, 0))
-    rows = read(case, groups) if "chosen" in can else None
+    rows = read(case, groups) if "chosen" in can and shows(case, groups) else None
     greedy = OneTurn(1, Sampling(temperature=0.0, max_new=limit), "teacher")
     own = grade(case.task, greedy(case.cast, visits, 0)) if "text" in can else []
     answers = [rollout for rollout, _ in flatten(own)]
@@ -94,12 +94,22 @@ def fits(case: Case, problem: Problem) -> bool:
     return 0 < case.prompt_length(problem) < min(contexts)
 
 
+def view_of(case: Case) -> View:
+    """What the teacher is shown by the method's first ask."""
+    return case.method.teach[0].view if case.method.teach else plain
+
+
+def shows(case: Case, groups: Sequence[Group]) -> bool:
+    """Whether the teacher would see any of these; a view of siblings has nothing to show of single answers."""
+    return any(view_of(case)(rollout, group) for group in groups for rollout in group.rollouts if rollout.n)
+
+
 def read(case: Case, groups: Sequence[Group]) -> Rows:
     """The table of the student's decisions with the teacher's log-probs, under the view of the method's first ask."""
     student = case.student
-    view = case.method.teach[0].view if case.method.teach else plain
     rows = Rows.of(groups, 0, student.device, student.dtype)
-    rows = teach((Ask("teacher", "teacher", Want(chosen=True), view),), groups, rows, case.cast)
+    ask = Ask("teacher", "teacher", Want(chosen=True), view_of(case))
+    rows = teach((ask,), groups, rows, case.cast)
     return chain(*masks(case.settings, student))(rows)
 
 

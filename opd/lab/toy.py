@@ -165,6 +165,6 @@ def _drawn(logprobs: Tensor, uniform: float) -> int:
 def problems(n: int) -> list[Problem]:
     """Toy problems with everything that a method may want to know about one."""
     return [
-        Problem(f"toy-{i}", "ab" * (1 + i % 3), "2", "hint" + "x" * i, {"solution": "because" + "y" * i})
+        Problem(f"toy-{i}", "ab" * (1 + i % 3), "2", "hint" + " x" * i, {"solution": "because" + "y" * i})
         for i in range(n)
     ]

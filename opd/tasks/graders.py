@@ -5,6 +5,9 @@
     none              nothing is graded, accuracy is not reported
     module:function   your own (problem, text) -> number in [0, 1] or None
 
+A module may also say in words what is wrong with an answer, for methods that show this: module:function_feedback, a
+function (problem, text) -> text, empty where there is nothing to say.
+
 A final answer stands in <answer>..</answer>, in \\boxed{..}, after ####, after "answer is", or in the last line.
 """
 
@@ -43,6 +46,11 @@ class Graded:
 
     def grade(self, problem: Problem, text: str) -> float | None:
         return self.grader(problem, text)
+
+    def feedback(self, problem: Problem, text: str) -> str:
+        """What the grader says of an answer in words; most say nothing."""
+        says = getattr(self.grader, "feedback", None)
+        return says(problem, text) if says else ""
 
     @property
     def errors(self) -> Counter[str]:
@@ -100,6 +108,15 @@ class Imported:
             names = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
             raise SettingError(f"module {module!r} has no grader {function!r}", remedy=nearest(function, names))
         self.function: Callable[[Problem, str], Any] = getattr(found, function)
+        self.says: Callable[[Problem, str], Any] | None = getattr(found, f"{function}_feedback", None)
+
+    def feedback(self, problem: Problem, text: str) -> str:
+        """What the module says of an answer in words, where it has a function for that."""
+        said = self.says(problem, text) if self.says else ""
+        if not isinstance(said, str):
+            what = f"feedback of grader {self.name!r} on problem {problem.id}"
+            raise DataError(what, got=repr(said), expected="a text, empty where there is nothing to say")
+        return said
 
     def __call__(self, problem: Problem, text: str) -> float | None:
         grade = self.function(problem, text)

@@ -1,0 +1,49 @@
+"""Context distillation on the student's own answers: the teacher reads them after a context that the student lacks.
+
+Paper: OPCD, "On-Policy Context Distillation", Ye et al., arXiv 2602.12275.
+
+Equation: L = mean_n sum_{v in S_n} p_v log(p_v / q_v),  S_n = top-K of p = pi(.|x, y_<n),  q = teacher(.|c, x, y_<n)
+
+The context c is experience or a system prompt, the teacher the same model or a larger one (--teacher). As released, the
+masses on S are not renormalised and the sum is differentiated as it stands, whose mean gradient is off by the gradient
+of p(S): it takes mass out of S whatever the teacher says. At K=256 of a large vocabulary that is little;
+`renorm`, which the paper's runs on system prompts used, is free of it.
+
+Differs: the released choice of the student's and the teacher's best tokens together is left out.
+INFERRED: that the teacher stays as it was at the start, where none is named. The prompt is ours: the context, then the
+question.
+"""
+
+from opd import maths
+from opd.losses import compared
+from opd.means import named
+from opd.method import Ask, Method, Term
+from opd.rollout import Sampling
+from opd.sample import OneTurn
+from opd.views import Privileged, template
+
+
+def opcd(
+    *,
+    k: int = 256,
+    renorm: bool = False,
+    n: int = 1,
+    temperature: float = 0.6,
+    top_p: float = 1.0,
+    mean: str = "token_mean",
+) -> Method:
+    """
+    k: the student's best tokens on which both are compared; 0 for the whole vocabulary
+    renorm: both are renormalised on these tokens
+    n: answers per prompt
+    temperature: at which the student writes
+    top_p: nucleus from which the student writes
+    mean: token_mean, sequence_mean or sequence_sum
+    """
+    loss, want = compared(maths.reverse_kl, k, "student", "renormalise" if renorm else "drop")
+    return Method(
+        sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
+        teach=(Ask("teacher", "teacher", want, view=Privileged(template("context"))),),
+        terms={"match": Term(loss, named(mean))},
+        casting={"teacher": "self:frozen"},
+    )

@@ -1,0 +1,71 @@
+"""The teacher is the student itself as it was at the start, shown the solution; the student learns to do without it.
+
+Paper: OPSD, "Self-Distilled Reasoner", Zhao et al., arXiv 2601.18734 (version 3).
+
+Equation: L = mean_y mean_n sum_v min( q_v log(q_v / p_v), tau ),  q = pi_0(.|x, solution, y_<n),  p = pi(.|x, y_<n)
+
+The teacher is asked about the student's very tokens under a prompt that also holds the reference solution. `tau` keeps
+words of style from outweighing the rest. Mind what it does: a word at the bound is no longer pulled up, and what pulls
+the others up lowers it, so that the student moves away from the teacher there; entries.cut says how much of the
+teacher that is, and tau=0 clips nothing.
+
+The first release: --beta 0.5 --tau 0 --loss-temperature 1.1, with the options --k 50 and --teacher self:ema=0.999; the
+later one: --loss-temperature 1.1.
+
+Differs: its sampled-token form is `sampled_token` under another view, and its teacher that first writes an analysis
+is left out. The later release lets student and teacher think or not, which belongs to the chat template here.
+Uncertain: tau is the default of the later release (its scripts are reported with 1e-6 and less); at what temperature
+the paper itself compares the two (the code at the sampling one, here 1). The prompt is ours.
+"""
+
+from functools import partial
+
+from opd import maths
+from opd.errors import require
+from opd.losses import Bounded, Tempered, compared
+from opd.means import named
+from opd.method import Ask, Method, Term
+from opd.protocols import Want
+from opd.rollout import Sampling
+from opd.sample import OneTurn
+from opd.views import Privileged, template
+
+
+def opsd(
+    *,
+    beta: float = 0.0,
+    tau: float = 0.05,
+    k: int = 0,
+    loss_temperature: float = 1.0,
+    n: int = 1,
+    temperature: float = 1.1,
+    top_p: float = 0.95,
+    top_k: int = 20,
+    mean: str = "sequence_mean",
+) -> Method:
+    """
+    beta: 0 forward KL, 1 reverse KL, Jensen-Shannon in between
+    tau: the most that one word may bring of the forward KL; 0 for no bound
+    k: the teacher's best tokens on which both are compared, renormalised; 0 for the whole vocabulary
+    loss_temperature: at which both are compared
+    n: answers per prompt
+    temperature: at which the student writes
+    top_p: nucleus from which the student writes
+    top_k: tokens from which the student writes; 0 for all
+    mean: token_mean, sequence_mean or sequence_sum
+    """
+    only = "0: it belongs to the forward KL over the whole vocabulary"
+    require(not tau or (beta == 0 and k == 0), "tau", got=f"tau={tau} with beta={beta}, k={k}", expected=only)
+    require(0 <= beta <= 1, "beta", got=beta, expected="a number in [0, 1]")
+    loss, want = (Bounded(tau), Want(dist=True)) if tau else compared(partial(maths.jsd, beta=beta), k)
+    cut = (loss.cut,) if isinstance(loss, Bounded) else ()
+    if loss_temperature != 1:  # best tokens alone have no other temperature
+        loss, want = Tempered(loss, loss_temperature), Want(dist=True)
+        cut = tuple(Tempered(one, loss_temperature) for one in cut)
+    return Method(
+        sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p, top_k=top_k)),
+        teach=(Ask("teacher", "teacher", want, view=Privileged(template("solution"))),),
+        terms={"match": Term(loss, named(mean))},
+        observe=cut,
+        casting={"teacher": "self:frozen"},
+    )

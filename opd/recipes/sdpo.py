@@ -1,0 +1,67 @@
+"""An answer is read by a slow average of the student that is shown a right answer of a sibling, or what was wrong.
+
+Paper: SDPO, "Reinforcement Learning via Self-Distillation", Huebotter et al., arXiv 2601.20802.
+
+Equation: L = mean_n min(pi(y_n)/mu(y_n), 2) [ a KL(q||m) + (1-a) KL(p||m) ],  m = a q + (1-a) p,  p = pi(.|x, y_<n)
+
+q = average of the student(.|x, shown, y_<n); a (`alpha`) 0 is KL(q||p), 1 is KL(p||q). Both are compared on the K best
+tokens of the student, everything else being one more bucket. Shown is another answer to the question that was right,
+without its thoughts, never the answer itself; where there is none, what the task's grader said of this answer in words,
+if it says anything (see opd/tasks/graders.py). Answers with neither are not learned from (masked.unshown). The average
+moves by 0.05 per batch (for code by 0.01: --teacher self:ema=0.99).
+
+Differs: the released weights pi/pi_old and pi_old/mu, each cut at 2, are one here, of their product; the trust-region
+teacher is left out. TRL's defaults are others: the sampled token alone, alpha 1, no tail, threshold 1, no feedback, and
+a share of GRPO's loss. The prompts are ours.
+"""
+
+from functools import partial
+
+from opd import maths
+from opd.credit import OnlyShown
+from opd.errors import require
+from opd.losses import Reweighted, compared
+from opd.means import named
+from opd.method import Ask, Method, Term
+from opd.rollout import Sampling
+from opd.sample import OneTurn
+from opd.views import Feedback, FirstOf, Sibling, template, without_thoughts
+
+
+def sdpo(
+    *,
+    alpha: float = 0.5,
+    k: int = 100,
+    threshold: float = 0.5,
+    cap: float = 2.0,
+    feedback: bool = True,
+    n: int = 8,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    mean: str = "token_mean",
+) -> Method:
+    """
+    alpha: 0 forward KL, 1 reverse KL, Jensen-Shannon in between
+    k: the student's best tokens on which both are compared, beside one bucket for the rest; 0 for the whole vocabulary
+    threshold: reward from which on an answer was right
+    cap: of a token's importance weight
+    feedback: where no sibling was right, what the grader said of the answer is shown
+    n: answers per prompt
+    temperature: at which the student writes
+    top_p: nucleus from which the student writes
+    mean: token_mean, sequence_mean or sequence_sum
+    """
+    require(0 <= alpha <= 1, "alpha", got=alpha, expected="a number in [0, 1]")
+    require(n >= 2, "answers per prompt n, of which one is shown for another", got=n, expected="at least 2")
+    match, want = compared(partial(maths.jsd, beta=alpha), k, "student", "tail")
+    loss = Reweighted(match, cap)
+    sibling = Sibling(template("sibling"), threshold=threshold, shows=without_thoughts)
+    view = FirstOf((sibling, Feedback(template("feedback")))) if feedback else sibling
+    return Method(
+        sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
+        teach=(Ask("teacher", "teacher", want, view=view, optional=True),),
+        credit=OnlyShown(),
+        terms={"match": Term(loss, named(mean))},
+        lookup=(loss.cut,),
+        casting={"teacher": "self:ema=0.95"},
+    )
