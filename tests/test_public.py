@@ -30,3 +30,20 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch):
     assert small != code
     exec(compile(small, "README.md", "exec"), {})
     assert (tmp_path / "runs" / "gkd-sums-0" / "summary.json").is_file()
+
+
+def test_the_readme_names_every_method_with_its_papers():
+    """A method that nobody finds in the table is not there."""
+    import re
+    from pathlib import Path
+
+    from opd import recipes
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = {name: line for line in readme.splitlines() for name in re.findall(r"^\| `(\w+)` \| [A-Z]", line)}
+    assert set(lines) == set(recipes.names())
+    for name, line in lines.items():
+        described = recipes.describe(name)
+        assert described.summary in line
+        assert set(re.findall(r"\d{4}\.\d{4,5}", described.paper)) <= set(re.findall(r"\d{4}\.\d{4,5}", line)), name
+    assert f"there are {len(lines)}:" in readme
