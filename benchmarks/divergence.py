@@ -21,9 +21,9 @@ from torch import Tensor
 
 from opd import maths
 from opd.dist import HeadDist
-from opd.losses import Everywhere
-from opd.means import token_mean
 from opd.method import Method, Term
+from opd.parts.losses import Everywhere
+from opd.parts.means import token_mean
 from opd.protocols import Forward
 from opd.rollout import Array
 from opd.rows import Rows

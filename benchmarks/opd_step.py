@@ -15,7 +15,7 @@ from opd.engines.hf import HFModel
 from opd.loop import Batch, Source, Training, one_step
 from opd.measure import Kinds, Measures
 from opd.method import Method
-from opd.observe import measured
+from opd.parts.observe import measured
 from opd.recipes.gkd import gkd
 from opd.rollout import Problem
 from opd.teachers.local import LocalTeacher

@@ -15,7 +15,7 @@ from opd.loop import Optimizer, Source, Training
 from opd.masks import masks
 from opd.measure import Kinds, Measures
 from opd.method import Method, Updates, chain, parts
-from opd.observe import measured
+from opd.parts.observe import measured
 from opd.protocols import Cast, Task, resolve_layers
 from opd.settings import Settings
 from opd.subspace import HeldToSubspace

@@ -17,7 +17,7 @@ from opd.dist import Dist
 from opd.errors import MethodError
 from opd.lab.toy import ToyModel, problems
 from opd.method import Method, Observe
-from opd.observe import measured
+from opd.parts.observe import measured
 from opd.protocols import Cast
 from opd.rollout import Array, Group, Visit
 from opd.rows import BUILT_IN, Rows

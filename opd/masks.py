@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from opd.credit import SkipFirst, SkipTokens
 from opd.errors import SettingError
 from opd.method import Credit
+from opd.parts.credit import SkipFirst, SkipTokens
 from opd.settings import Settings
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 from opd.errors import DataError
 from opd.evaluate import Draws, Share, clustered, evaluate
+from opd.parts.views import Privileged, template
 from opd.protocols import Task, Writer
 from opd.rollout import Problem
-from opd.views import Privileged, template
 
 
 @dataclass(frozen=True)

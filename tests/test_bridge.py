@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from opd import Run, Settings
-from opd.bridge import Bridge, OverBridge, Span, fitted, mapped
 from opd.cli.main import main
 from opd.contract import distance, gradients, toy_groups
 from opd.dist import TopDist
 from opd.errors import OpdError
 from opd.lab.toy import ToyModel, problems
-from opd.losses import StateDistance
+from opd.parts.bridge import Bridge, OverBridge, Span, fitted, mapped
+from opd.parts.losses import StateDistance
+from opd.parts.sample import OneTurn
 from opd.recipes.representation import representation
 from opd.rollout import Visit
 from opd.rows import Rows
-from opd.sample import OneTurn
 from opd.step import prepare
 
 take = lambda n: [Visit(problem, -3, 0) for problem in problems(n)]

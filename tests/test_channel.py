@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from opd import maths
-from opd.channel import Channel, Corrupted, Given, Tempered, uniform
 from opd.contract import check
 from opd.dist import TableDist
 from opd.errors import SettingError
-from opd.losses import CrossEntropy, Everywhere, ThroughChannel
+from opd.parts.channel import Channel, Corrupted, Given, Tempered, uniform
+from opd.parts.losses import CrossEntropy, Everywhere, ThroughChannel
 from opd.recipes.nail import nail
 from opd.recipes.nailgun import nailgun
 from opd.rows import Rows

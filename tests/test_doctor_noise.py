@@ -8,8 +8,8 @@ import models
 import pytest
 import torch
 
-from opd.channel import Channel
 from opd.doctor import Case, examine
+from opd.parts.channel import Channel
 from opd.rows import Rows
 from opd.settings import Settings
 from opd.teachers.fake import FakeTeacher

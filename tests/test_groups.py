@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from opd.errors import OpdError
-from opd.groups import GroupAdvantage, LeaveOneOut, LessBatch, Mixed, Saved, SkipTrivial, Whitened
-from opd.losses import PolicyGradient
 from opd.maths import ppo_clip
+from opd.parts.groups import GroupAdvantage, LeaveOneOut, LessBatch, Mixed, Saved, SkipTrivial, Whitened
+from opd.parts.losses import PolicyGradient
 from opd.rows import Rows
 
 

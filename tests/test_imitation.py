@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from opd import maths
-from opd.credit import Earned, FutureCost, LessMean, ValueGate
 from opd.dist import TableDist
-from opd.losses import Everywhere, ExpectedLoss, Gated, Imitate, MatchValues, PolicyGradient
-from opd.rounds import Fading
+from opd.parts.credit import Earned, FutureCost, LessMean, ValueGate
+from opd.parts.losses import Everywhere, ExpectedLoss, Gated, Imitate, MatchValues, PolicyGradient
+from opd.parts.rounds import Fading
 from opd.rows import Rows
 
 V, T = 3, 3

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import opd
@@ -20,25 +21,9 @@ ALLOWED = {
     "protocols": {"dist", "rollout", "errors"},
     "method": {"dist", "rollout", "rows", "protocols", "errors"},
 }
-PARTS = {"sample", "rounds", "memory", "curriculum", "views", "credit", "losses", "means", "observe", "channel"}
-for part in PARTS:
-    ALLOWED[part] = {"maths", "dist", "rows", "rollout", "protocols", "method", "errors", "recipes", "channel"} - {part}
-    ALLOWED[part].add("supports")
-PARTS.add("bridge")
-ALLOWED["bridge"] = {"dist", "errors", "maths", "protocols", "rollout", "rows"}
-for part in ("groups", "reshape", "selection"):
-    PARTS.add(part)
-    ALLOWED[part] = {"credit", "maths", "rows", "protocols", "errors"}
-PARTS |= {"hints", "magnitude", "contrasted"}
 ALLOWED["stated"], ALLOWED["shaping"] = set(), set()
-ALLOWED["hints"] = {"views", "stated", "rollout", "protocols", "method", "errors"}
-ALLOWED["contrasted"] = {"maths", "shaping", "dist", "hints", "rows", "errors"}
-ALLOWED["magnitude"] = {"maths", "shaping", "groups", "hints", "credit", "rows", "errors"}
-ALLOWED["rounds"] |= {"memory"}
-ALLOWED["curriculum"] |= {"memory", "sample"}
-PARTS |= {"pairs", "twins"}
-ALLOWED["pairs"] = {"maths", "credit", "rows", "rollout", "protocols", "views", "errors"}
-ALLOWED["twins"] = {"method", "protocols", "rollout", "rows"}
+FORMULAS = {"maths", "supports", "shaping", "stated"}
+BELOW_PARTS = FORMULAS | {"dist", "rows", "rollout", "protocols", "method", "errors", "recipes"}  # recipes: templates
 ALLOWED["labels"] = {"dist", "rollout", "errors", "engines"}
 ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "labels"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}
@@ -71,6 +56,15 @@ def test_the_core_points_downwards():
         assert inside(imports(ROOT / f"{module}.py")) <= allowed, module
 
 
+def test_parts_know_types_and_formulas_and_one_another_without_a_circle():
+    known = {}
+    for file in (ROOT / "parts").glob("[a-z]*.py"):
+        names = imports(file)
+        assert inside(names) <= BELOW_PARTS | {"parts"}, file.name
+        known[file.stem] = {name.split(".")[2] for name in names if name.startswith("opd.parts.")}
+    tuple(TopologicalSorter(known).static_order())  # raises at a circle
+
+
 def test_maths_knows_torch_only():
     for module in ("maths", "supports"):
         names = {name for name in imports(ROOT / f"{module}.py") if not name.startswith("opd.maths")}
@@ -80,7 +74,7 @@ def test_maths_knows_torch_only():
 def test_recipes_know_maths_and_parts_only():
     for file in (ROOT / "recipes").glob("[a-z]*.py"):
         names = imports(file)
-        assert inside(names) <= PARTS | {"maths", "method", "protocols", "rollout", "errors"}, file.name
+        assert inside(names) <= {"parts", "maths", "method", "protocols", "rollout", "errors"}, file.name
         assert not {name for name in names if any(name.startswith(out) for out in OUTSIDE_RECIPES)}, file.name
 
 

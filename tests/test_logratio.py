@@ -9,16 +9,16 @@ import torch
 
 from opd import maths, supports
 from opd.contract import anatomy, check, gradients, toy_cast, toy_groups
-from opd.credit import LogRatio
 from opd.dist import TableDist, TopDist
-from opd.losses import SupportGradient, TruncatedGradient
-from opd.means import token_mean
+from opd.parts.credit import LogRatio
+from opd.parts.losses import SupportGradient, TruncatedGradient
+from opd.parts.means import token_mean
+from opd.parts.reshape import Bounded, Early, Extrapolated, PowerRatio
 from opd.recipes.extrapolated import extrapolated
 from opd.recipes.iw_opd import iw_opd
 from opd.recipes.power import power
 from opd.recipes.rethinking import rethinking
 from opd.recipes.sampled_token import sampled_token
-from opd.reshape import Bounded, Early, Extrapolated, PowerRatio
 from opd.rows import Rows
 from opd.step import prepare
 

@@ -10,13 +10,13 @@ from opd.contract import toy_cast
 from opd.errors import DataError, NonFiniteError
 from opd.lab.toy import problems
 from opd.loop import Source, Training, one_step, train
-from opd.losses import CrossEntropy
-from opd.means import token_mean
 from opd.measure import Kinds, Measures
 from opd.method import Method, Term, Updates
-from opd.observe import measured
+from opd.parts.losses import CrossEntropy
+from opd.parts.means import token_mean
+from opd.parts.observe import measured
+from opd.parts.sample import OneTurn
 from opd.recipes import load
-from opd.sample import OneTurn
 
 
 class ToyTask:

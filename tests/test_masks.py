@@ -10,13 +10,13 @@ import torch
 
 from opd import maths
 from opd.build import build
-from opd.credit import LogRatio, SkipFirst, SkipTokens
 from opd.dist import TableDist
 from opd.errors import OpdError
 from opd.loop import one_step
-from opd.losses import OnSupport, PolicyGradient
 from opd.masks import token_id
-from opd.means import token_mean
+from opd.parts.credit import LogRatio, SkipFirst, SkipTokens
+from opd.parts.losses import OnSupport, PolicyGradient
+from opd.parts.means import token_mean
 from opd.protocols import Want
 from opd.record import resolved
 from opd.rollout import Problem, Rollout, Sampling

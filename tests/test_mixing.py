@@ -13,21 +13,21 @@ from test_loop import training
 from opd import maths, recipes
 from opd.checkpoint import load_state, save_state
 from opd.contract import gradients, toy_cast, toy_groups
-from opd.credit import Bounded, LogRatio, MeanToGo, ReturnToGo, WhoWrote
-from opd.curriculum import Climbing, Ladder, Replay, Rising
 from opd.dist import TableDist
 from opd.errors import MethodError, OpdError
 from opd.lab.toy import problems
 from opd.loop import one_step, train
-from opd.losses import CrossEntropy, Everywhere, PolicyGradient
-from opd.means import token_mean
-from opd.memory import Memory, packed, unpacked
 from opd.method import Method, Term, chain
-from opd.observe import Noted
+from opd.parts.credit import Bounded, LogRatio, MeanToGo, ReturnToGo, WhoWrote
+from opd.parts.curriculum import Climbing, Ladder, Replay, Rising
+from opd.parts.losses import CrossEntropy, Everywhere, PolicyGradient
+from opd.parts.means import token_mean
+from opd.parts.memory import Memory, packed, unpacked
+from opd.parts.observe import Noted
+from opd.parts.rounds import Fading
+from opd.parts.sample import OneTurn
 from opd.rollout import OTHER, STUDENT, TEACHER, Group, Rollout, Sampling, Visit
-from opd.rounds import Fading
 from opd.rows import Rows
-from opd.sample import OneTurn
 from opd.step import prepare
 
 HERE, TOKEN = WHERE.reshape(-1), TOKENS.reshape(-1)

@@ -9,7 +9,7 @@ import torch
 from experiments.noisy_experts import addition, student
 from experiments.noisy_experts.arms import CHANNEL, PLAIN, SFT, WAYS, Arm
 from experiments.noisy_experts.rule import MODULUS, TERMS, Rule, task
-from opd.channel import Channel
+from opd.parts.channel import Channel
 from opd.protocols import Want
 from opd.rollout import TEACHER, Sampling, continued
 

@@ -11,8 +11,8 @@ from opd.contract import anatomy, distance, gradients, toy_cast, toy_groups
 from opd.dist import TableDist, TopDist
 from opd.lab.toy import ToyModel
 from opd.measure import Measures
-from opd.observe import Against, Chosen, Supports, WhereShown, measured
-from opd.reshape import LIMITS
+from opd.parts.observe import Against, Chosen, Supports, WhereShown, measured
+from opd.parts.reshape import LIMITS
 from opd.rows import Rows
 from opd.step import gradient, prepare
 

@@ -8,7 +8,7 @@ from opd.cast import specs
 from opd.contract import distance, gradients, toy_cast, toy_groups
 from opd.dist import HeadDist
 from opd.errors import TeacherError
-from opd.pairs import Preferred
+from opd.parts.pairs import Preferred
 from opd.recipes import load
 from opd.rows import Rows, flatten
 from opd.settings import Settings

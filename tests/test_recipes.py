@@ -9,7 +9,7 @@ from opd import recipes
 from opd.contract import anatomy, check, distance, gradients, toy_cast, toy_groups
 from opd.errors import OpdError
 from opd.lab.toy import ToyModel
-from opd.means import MEANS
+from opd.parts.means import MEANS
 from opd.step import prepare
 
 MATCHES = "teacher = student gives a zero gradient"
@@ -174,7 +174,7 @@ def test_sampled_token_is_the_reverse_kl_gradient_in_expectation():
     """Over many draws at one state the importance-weighted k1 surrogate points along the reverse KL's gradient."""
     from opd import maths
     from opd.dist import TableDist
-    from opd.losses import PolicyGradient
+    from opd.parts.losses import PolicyGradient
     from opd.rows import Rows
 
     generator = torch.Generator().manual_seed(0)

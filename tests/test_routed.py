@@ -20,10 +20,10 @@ from opd.evaluate import evaluate
 from opd.lab.toy import ToyModel
 from opd.loop import Source, Training, one_step
 from opd.method import Updates
+from opd.parts.sample import OneTurn
 from opd.protocols import Answer, Want
 from opd.recipes import load
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 from opd.step import gradient, prepare
 from opd.teachers.copies import EMA
 from opd.teachers.fake import FakeTeacher

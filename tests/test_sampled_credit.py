@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from opd.credit import ReturnToGo, Shuffled
 from opd.dist import TableDist
+from opd.parts.credit import ReturnToGo, Shuffled
 from opd.recipes import load
 from opd.rows import Rows
 

@@ -11,14 +11,14 @@ from opd.contract import distance, gradients, toy_groups
 from opd.dist import TableDist
 from opd.errors import OpdError
 from opd.lab.toy import ToyModel
-from opd.losses import Everywhere
-from opd.means import Weighted, sequence_mean, token_mean
 from opd.method import Ask, Method, Term
+from opd.parts.losses import Everywhere
+from opd.parts.means import Weighted, sequence_mean, token_mean
+from opd.parts.sample import OneTurn
+from opd.parts.selection import MostContested, Signals, SkipSettled, SurelyWrong
 from opd.protocols import Want
 from opd.recipes.raps_da import raps_da
 from opd.rows import Rows
-from opd.sample import OneTurn
-from opd.selection import MostContested, Signals, SkipSettled, SurelyWrong
 from opd.step import prepare
 from opd.teachers.routed import Routed
 

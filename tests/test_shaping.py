@@ -8,23 +8,33 @@ import torch
 
 from opd import maths, shaping
 from opd.contract import distance, gradients, toy_cast, toy_groups
-from opd.contrasted import TowardsContrast
-from opd.credit import Shuffled
 from opd.dist import TableDist
 from opd.errors import DataError, OpdError
-from opd.groups import GroupAdvantage
-from opd.hints import ByRightAnswers, Reference, SiblingInSystem, labelled, labelled_if_marked
 from opd.lab.toy import ToyModel, problems
-from opd.losses import PolicyGradient
-from opd.magnitude import Bounded, Contrast, Corrected, Dependence, Diversity, Evened, Saturating, Shifted, Weighted
-from opd.means import token_mean
-from opd.observe import measured
+from opd.parts.contrasted import TowardsContrast
+from opd.parts.credit import Shuffled
+from opd.parts.groups import GroupAdvantage
+from opd.parts.hints import ByRightAnswers, Reference, SiblingInSystem, labelled, labelled_if_marked
+from opd.parts.losses import PolicyGradient
+from opd.parts.magnitude import (
+    Bounded,
+    Contrast,
+    Corrected,
+    Dependence,
+    Diversity,
+    Evened,
+    Saturating,
+    Shifted,
+    Weighted,
+)
+from opd.parts.means import token_mean
+from opd.parts.observe import measured
+from opd.parts.rounds import Fading
+from opd.parts.views import Sibling, told
 from opd.recipes import load
 from opd.rollout import Visit
-from opd.rounds import Fading
 from opd.rows import Rows
 from opd.step import gradient, prepare
-from opd.views import Sibling, told
 
 
 def tensor(*values):
@@ -484,7 +494,7 @@ def test_dependence_is_the_forward_kl_where_a_hint_was_shown_in_any_number_of_ch
     rows = Rows(columns | {"untruncated": ours[:, 0]})
     exact = torch.where(shown & keep, (theirs.exp() * (theirs - ours)).sum(-1), torch.nan)
     for chunk in (1, 4, 512):
-        monkeypatch.setattr("opd.credit.MEASURED", chunk)
+        monkeypatch.setattr("opd.parts.credit.MEASURED", chunk)
         assert same(Dependence()(rows)["hint.kl"], exact)
 
 

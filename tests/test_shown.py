@@ -13,13 +13,13 @@ from opd.dist import TableDist
 from opd.errors import DataError, OpdError
 from opd.lab.toy import problems
 from opd.loop import grade
-from opd.losses import Anchored, Reweighted, Tempered, compared
+from opd.parts.losses import Anchored, Reweighted, Tempered, compared
+from opd.parts.views import Begun, Sibling, without_thoughts, written
 from opd.recipes import load
 from opd.rollout import Visit
 from opd.rows import Rows
 from opd.step import prepare
 from opd.tasks.graders import Graded
-from opd.views import Begun, Sibling, without_thoughts, written
 
 V = 6
 

@@ -12,13 +12,13 @@ from opd.doctor.case import Case
 from opd.errors import DataError, MethodError
 from opd.lab.toy import STOP, ToyModel, problems
 from opd.loop import one_step, repetitive
-from opd.losses import PolicyGradient
-from opd.means import token_mean
 from opd.method import Method, Term
+from opd.parts.losses import PolicyGradient
+from opd.parts.means import token_mean
+from opd.parts.sample import WithSolutions
 from opd.recipes.iw_opd import iw_opd
 from opd.recipes.stable_opd import stable_opd
 from opd.rollout import DATA, STUDENT, Problem, Visit
-from opd.sample import WithSolutions
 from opd.step import prepare
 
 

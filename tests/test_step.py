@@ -9,18 +9,18 @@ from torch import nn
 
 from opd import maths
 from opd.contract import distance, gradients, toy_cast, toy_groups
-from opd.credit import ReturnToGo
 from opd.dist import GradBuffer, HeadDist
 from opd.errors import MethodError
 from opd.lab.toy import ToyModel
-from opd.losses import CrossEntropy, Everywhere
-from opd.means import sequence_mean, token_mean
 from opd.method import Ask, Method, Term, Updates
-from opd.observe import student as observe_student
+from opd.parts.credit import ReturnToGo
+from opd.parts.losses import CrossEntropy, Everywhere
+from opd.parts.means import sequence_mean, token_mean
+from opd.parts.observe import student as observe_student
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Group, Problem, Rollout, Sampling
 from opd.rows import Rows
-from opd.sample import OneTurn
 from opd.step import gradient, observed_rows, plan, prepare, updates
 
 BOTH = {

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from opd import maths
-from opd.channel import Channel, Given, uniform
 from opd.cli.main import main
 from opd.dist import TableDist
 from opd.lab import bandit, noisy_experts, realizability
@@ -19,7 +18,8 @@ from opd.lab.locks import LEARNERS, fitted, is_learnable, slope, staying, walks_
 from opd.lab.policy import Policy
 from opd.lab.telling_apart import affinity
 from opd.lab.world import lock_expert, prefix_lock
-from opd.losses import CrossEntropy, Everywhere, ThroughChannel
+from opd.parts.channel import Channel, Given, uniform
+from opd.parts.losses import CrossEntropy, Everywhere, ThroughChannel
 from opd.recipes.nail import nail
 from opd.recipes.sft import sft
 from opd.rows import Rows

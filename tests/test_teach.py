@@ -9,15 +9,15 @@ import torch
 from opd.contract import toy_cast, toy_groups
 from opd.errors import AlignmentError, DataError, MethodError, TeacherError
 from opd.lab.toy import ToyModel, problems
-from opd.losses import CrossEntropy
-from opd.means import token_mean
 from opd.method import Ask, Method, Term
+from opd.parts.losses import CrossEntropy
+from opd.parts.means import token_mean
+from opd.parts.sample import OneTurn
+from opd.parts.views import Privileged, Sibling, told
 from opd.protocols import Want
 from opd.rollout import Visit
 from opd.rows import Rows
-from opd.sample import OneTurn
 from opd.teach import check_capabilities, reads, teach
-from opd.views import Privileged, Sibling, told
 
 TERMS = {"copy": Term(CrossEntropy(), token_mean)}
 

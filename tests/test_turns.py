@@ -10,10 +10,10 @@ from opd.engines.sampling import take_turn
 from opd.errors import MethodError
 from opd.loop import Source, Training, one_step
 from opd.meter import Metered
+from opd.parts.rounds import Fading, TakeTurns
 from opd.protocols import Want
 from opd.recipes import load
 from opd.rollout import STUDENT, TEACHER, End, Group, Problem, Sampling, Visit, continued
-from opd.rounds import Fading, TakeTurns
 from opd.teachers.copies import Frozen
 from opd.teachers.local import LocalTeacher
 from opd.teachers.renamed import Renamed

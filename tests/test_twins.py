@@ -11,12 +11,12 @@ from opd import maths
 from opd.contract import distance, gradients, toy_cast, toy_groups
 from opd.lab.toy import ToyModel
 from opd.loop import grade, one_step, train
+from opd.parts.twins import Twins
+from opd.parts.views import Privileged
 from opd.protocols import Forward, Want
 from opd.recipes import load
 from opd.rollout import REPEATED, Visit
 from opd.step import gradient, prepare
-from opd.twins import Twins
-from opd.views import Privileged
 
 
 class Split(nn.Module):

@@ -24,7 +24,7 @@ from opd.engines.world import World
 from opd.evaluate import evaluate
 from opd.loop import Source, Training, learn, one_step
 from opd.method import Method
-from opd.rounds import Aggregate
+from opd.parts.rounds import Aggregate
 from opd.step import prepare
 from opd.tasks.gymnasium import Environment, load
 from opd.teachers.exact import Table, expert, greedy, tabular

@@ -18,16 +18,16 @@ import torch
 
 from experiments.noisy_experts.rule import TERMS, Rule, a_key, task
 from experiments.noisy_experts.student import opened
-from opd.channel import Channel
 from opd.evaluate import evaluate
 from opd.loop import Source, Training
 from opd.method import Method
+from opd.parts.channel import Channel
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.recipes.nail import nail
 from opd.recipes.nailgun import nailgun
 from opd.recipes.sft import sft
 from opd.rollout import Sampling, Visit
-from opd.sample import OneTurn
 
 Values = dict[str, Any]
 BATCH, HELD_OUT = 16, 256  # problems of an update; of the examination

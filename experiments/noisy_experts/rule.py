@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opd.channel import Channel
 from opd.dist import TableDist
 from opd.engines.sampling import draw, uniforms
+from opd.parts.channel import Channel
 from opd.protocols import Answer, Student, Want
 from opd.rollout import Array, End, Piece, Problem, Rollout, Sampling
 from opd.rows import Rows

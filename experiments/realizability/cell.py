@@ -8,8 +8,8 @@ from opd.build import build
 from opd.engines.hf import HFModel
 from opd.evaluate import evaluate
 from opd.loop import Source, train
+from opd.parts.sample import OneTurn
 from opd.rollout import Problem, Sampling
-from opd.sample import OneTurn
 from opd.tasks.graders import Graded, none
 from opd.teachers.local import LocalTeacher
 

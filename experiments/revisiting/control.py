@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from opd.credit import ReturnToGo
-from opd.losses import PolicyGradient
-from opd.means import token_mean
+from opd.parts.credit import ReturnToGo
+from opd.parts.losses import PolicyGradient
+from opd.parts.means import token_mean
 from opd.rows import Rows
 
 LENGTH = 20

@@ -13,12 +13,12 @@ import torch
 from opd import cast as casting
 from opd.errors import DataError, ModelError
 from opd.method import Method, plain
+from opd.parts.sample import Coin, OneTurn, WithSolutions
+from opd.parts.views import only_written
 from opd.protocols import Cast, Task
 from opd.rollout import Problem, Sampling
-from opd.sample import Coin, OneTurn, WithSolutions
 from opd.settings import Settings
 from opd.tasks import load_task
-from opd.views import only_written
 
 if TYPE_CHECKING:
     from opd.engines.hf import HFModel

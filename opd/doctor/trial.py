@@ -16,10 +16,10 @@ from opd.doctor.case import Case
 from opd.loop import grade
 from opd.masks import masks
 from opd.method import Ask, View, chain, plain
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Array, End, Group, Problem, Rollout, Sampling, Visit
 from opd.rows import Rows, flatten
-from opd.sample import OneTurn
 from opd.teach import teach
 
 AGAIN = 2  # samples of the teacher per problem

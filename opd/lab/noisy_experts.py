@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from opd.channel import Channel, Given, uniform
 from opd.errors import SettingError
 from opd.lab.drawing import Line, Panel
 from opd.lab.locks import LEARNERS, fitted, is_learnable, seen, slope, staying, walks_needed
 from opd.lab.study import Result, Table
 from opd.lab.telling_apart import affinity, enough
 from opd.lab.world import World, lock_expert, prefix_lock
+from opd.parts.channel import Channel, Given, uniform
 from opd.rollout import Array
 from opd.rows import Rows
 

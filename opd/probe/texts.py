@@ -14,11 +14,11 @@ import torch
 from opd.loop import grade
 from opd.masks import masks
 from opd.method import Ask, chain
+from opd.parts.sample import OneTurn
 from opd.probe.watching import Watch
 from opd.protocols import Cast, Task, Want
 from opd.rollout import Array, End, Group, Problem, Sampling, Visit
 from opd.rows import Rows
-from opd.sample import OneTurn
 from opd.settings import Settings
 from opd.teach import teach
 

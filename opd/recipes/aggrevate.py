@@ -12,13 +12,13 @@ aggregate of earlier rounds is optional (`replay`), as in the differentiable for
 Uncertain: the roll-in of the differentiable paper is a mixture that decays; here the student alone acts by default.
 """
 
-from opd.losses import ExpectedLoss
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.losses import ExpectedLoss
+from opd.parts.means import named
+from opd.parts.rounds import Aggregate
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.rounds import Aggregate
-from opd.sample import OneTurn
 
 
 def aggrevate(

@@ -13,14 +13,14 @@ INFERRED: lam 0.8, which the sweep over rho used; the launchers run 0.4 to 1.4 a
 Whether the paper's own runs used the averaged teacher is not said; the code does. The prompt is ours.
 """
 
-from opd.credit import SkipFirst
-from opd.losses import Anchored
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.credit import SkipFirst
+from opd.parts.losses import Anchored
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
+from opd.parts.views import Begun, template
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
-from opd.views import Begun, template
 
 
 def ar_opd(

@@ -14,12 +14,12 @@ token that it writes less than one time in ten), the size 1 (a factor, absorbed 
 over all tokens, likely ones included. n, temperature, top_p and mean are those of sampled_token.
 """
 
-from opd.credit import ConstantNegative
-from opd.losses import PolicyGradient
-from opd.means import named
 from opd.method import Method, Term
+from opd.parts.credit import ConstantNegative
+from opd.parts.losses import PolicyGradient
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def constant_negative(

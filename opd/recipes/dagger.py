@@ -15,11 +15,11 @@ Uncertain: the paper's own schedules; the straight line over 15 rounds is the de
 """
 
 from opd.errors import require
-from opd.losses import Imitate
-from opd.means import named
 from opd.method import Method, Term, Updates
+from opd.parts.losses import Imitate
+from opd.parts.means import named
+from opd.parts.rounds import Aggregate, Fading, TakeTurns
 from opd.rollout import Sampling
-from opd.rounds import Aggregate, Fading, TakeTurns
 
 
 def dagger(

@@ -13,13 +13,13 @@ it belongs to the task's reward.
 """
 
 from opd.errors import require
-from opd.groups import GroupAdvantage, SkipTrivial
-from opd.losses import PolicyGradient
-from opd.means import named
 from opd.method import Method, Term, Updates, chain
-from opd.observe import Clipped
+from opd.parts.groups import GroupAdvantage, SkipTrivial
+from opd.parts.losses import PolicyGradient
+from opd.parts.means import named
+from opd.parts.observe import Clipped
+from opd.parts.sample import OneTurn
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def dapo(

@@ -23,14 +23,14 @@ from functools import partial
 from typing import Literal
 
 from opd import maths
-from opd.curriculum import Climbing, Ladder
 from opd.errors import require
-from opd.losses import Everywhere
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.curriculum import Climbing, Ladder
+from opd.parts.losses import Everywhere
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def decoupled(

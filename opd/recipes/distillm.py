@@ -19,16 +19,16 @@ from functools import partial
 from typing import Literal
 
 from opd import maths
-from opd.curriculum import Replay, Rising
 from opd.errors import one_of, require
-from opd.losses import Everywhere
-from opd.means import named
-from opd.memory import Memory
 from opd.method import Ask, Method, Term
+from opd.parts.curriculum import Replay, Rising
+from opd.parts.losses import Everywhere
+from opd.parts.means import named
+from opd.parts.memory import Memory
+from opd.parts.rounds import Fading
+from opd.parts.sample import OneTurn, Traces
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.rounds import Fading
-from opd.sample import OneTurn, Traces
 
 DIVERGENCES = {"skew_reverse": maths.skew_reverse_kl, "skew_forward": maths.skew_kl}
 

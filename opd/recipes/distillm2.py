@@ -16,14 +16,14 @@ script; neither is here.
 from functools import partial
 
 from opd import maths
-from opd.credit import WhoWrote
 from opd.errors import require
-from opd.losses import Everywhere
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.credit import WhoWrote
+from opd.parts.losses import Everywhere
+from opd.parts.means import named
+from opd.parts.sample import OneTurn, Together, Traces
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn, Together, Traces
 
 
 def distillm2(

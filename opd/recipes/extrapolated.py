@@ -25,14 +25,14 @@ Uncertain: whether the cap c of 2605.08737 is on pi/mu as here, on q/pi, or on t
 from typing import Literal
 
 from opd.errors import require
-from opd.losses import TruncatedGradient
-from opd.means import named
 from opd.method import Ask, Method, Term
-from opd.observe import Noted
+from opd.parts.losses import TruncatedGradient
+from opd.parts.means import named
+from opd.parts.observe import Noted
+from opd.parts.reshape import LIMITS, Extrapolated
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
-from opd.reshape import LIMITS, Extrapolated
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def extrapolated(

@@ -17,12 +17,12 @@ from typing import Literal
 
 from opd import maths
 from opd.errors import require
-from opd.losses import Everywhere
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.losses import Everywhere
+from opd.parts.means import named
+from opd.parts.sample import Coin, OneTurn, Traces
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import Coin, OneTurn, Traces
 
 
 def gkd(

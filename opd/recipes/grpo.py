@@ -14,14 +14,14 @@ frozen start of the student (--reference says another).
 from typing import Literal
 
 from opd.errors import require
-from opd.groups import GroupAdvantage
-from opd.losses import PolicyGradient, StayNear
-from opd.means import named
 from opd.method import Ask, Method, Term, Updates
-from opd.observe import Clipped
+from opd.parts.groups import GroupAdvantage
+from opd.parts.losses import PolicyGradient, StayNear
+from opd.parts.means import named
+from opd.parts.observe import Clipped
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def grpo(

@@ -13,15 +13,15 @@ does nothing in the one update per batch taken here.
 Uncertain: only the released form was read, not the paper.
 """
 
-from opd.credit import LogRatio
-from opd.losses import PolicyGradient
-from opd.means import named
 from opd.method import Ask, Method, Term, chain
-from opd.observe import Clipped
+from opd.parts.credit import LogRatio
+from opd.parts.losses import PolicyGradient
+from opd.parts.means import named
+from opd.parts.observe import Clipped
+from opd.parts.reshape import Early
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
-from opd.reshape import Early
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def iw_opd(

@@ -14,14 +14,14 @@ Uncertain: the paper's schedules of lambda are hand-tuned or evolved by populati
 """
 
 from opd import maths
-from opd.credit import Earned, LessMean, ReturnToGo, ValueGate
-from opd.losses import Everywhere, Gated, PolicyGradient
-from opd.means import named
 from opd.method import Ask, Method, Term, chain
+from opd.parts.credit import Earned, LessMean, ReturnToGo, ValueGate
+from opd.parts.losses import Everywhere, Gated, PolicyGradient
+from opd.parts.means import named
+from opd.parts.rounds import Fading
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.rounds import Fading
-from opd.sample import OneTurn
 
 
 def kickstarting(

@@ -29,12 +29,12 @@ from typing import Literal
 
 from opd import maths
 from opd.errors import require
-from opd.losses import OnSupport, SampledTail
-from opd.means import named
 from opd.method import Ask, Method, Term, Updates
+from opd.parts.losses import OnSupport, SampledTail
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def local_support(

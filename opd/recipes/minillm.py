@@ -17,16 +17,16 @@ Uncertain: the paper weights its one-step term by w_n, the released code does no
 """
 
 from opd import maths
-from opd.credit import Bounded, LogRatio, MeanToGo
 from opd.errors import require
-from opd.groups import Whitened
-from opd.losses import Everywhere, PolicyGradient
-from opd.means import named
 from opd.method import Ask, Method, Term, Updates, chain
-from opd.observe import Clipped, Noted
+from opd.parts.credit import Bounded, LogRatio, MeanToGo
+from opd.parts.groups import Whitened
+from opd.parts.losses import Everywhere, PolicyGradient
+from opd.parts.means import named
+from opd.parts.observe import Clipped, Noted
+from opd.parts.rounds import TakeTurns
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.rounds import TakeTurns
 
 
 def minillm(

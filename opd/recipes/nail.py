@@ -16,13 +16,13 @@ from all labels so far. At rate 0 this is forward KL on greedy answers; with sam
 
 from typing import Literal
 
-from opd.channel import Channel, Tempered, uniform
-from opd.losses import ThroughChannel
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.channel import Channel, Tempered, uniform
+from opd.parts.losses import ThroughChannel
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def nail(

@@ -15,12 +15,12 @@ than the clean one this learns the wrong token, and only `nail`, told the noise,
 from typing import Literal
 
 from opd import maths
-from opd.losses import CrossEntropy, Everywhere
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.losses import CrossEntropy, Everywhere
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def nailgun(*, answer: Literal["whole", "label"] = "whole", mean: str = "token_mean") -> Method:

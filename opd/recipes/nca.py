@@ -16,13 +16,13 @@ that stays as it was at the start, where none is named. The prompt is ours: the 
 
 from opd import maths
 from opd.errors import require
-from opd.losses import compared
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.losses import compared
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
+from opd.parts.twins import Apart, OfWritten, Twins, as_written
+from opd.parts.views import Privileged, template
 from opd.rollout import Sampling
-from opd.sample import OneTurn
-from opd.twins import Apart, OfWritten, Twins, as_written
-from opd.views import Privileged, template
 
 
 def nca(

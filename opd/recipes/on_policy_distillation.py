@@ -14,14 +14,14 @@ The future term uses the divergence at later states, the paper's table the teach
 """
 
 from opd import maths
-from opd.credit import FutureCost
 from opd.errors import one_of
-from opd.losses import Everywhere, PolicyGradient
-from opd.means import named
 from opd.method import Ask, Method, Term, unchanged
+from opd.parts.credit import FutureCost
+from opd.parts.losses import Everywhere, PolicyGradient
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 DIVERGENCES = {"forward_kl": maths.forward_kl, "reverse_kl": maths.reverse_kl}
 

@@ -15,12 +15,12 @@ question.
 """
 
 from opd import maths
-from opd.losses import compared
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.losses import compared
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
+from opd.parts.views import Privileged, template
 from opd.rollout import Sampling
-from opd.sample import OneTurn
-from opd.views import Privileged, template
 
 
 def opcd(

@@ -22,13 +22,13 @@ from functools import partial
 
 from opd import maths
 from opd.errors import require
-from opd.losses import Bounded, Tempered, compared
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.losses import Bounded, Tempered, compared
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
+from opd.parts.views import Privileged, template
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
-from opd.views import Privileged, template
 
 
 def opsd(

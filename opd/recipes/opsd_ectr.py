@@ -15,15 +15,15 @@ so that the loss can point away from q: entry.cut says how often.
 
 from typing import Literal
 
-from opd.contrasted import TowardsContrast
-from opd.hints import contrasting
-from opd.magnitude import BothHints
-from opd.means import named
 from opd.method import Method, Term
+from opd.parts.contrasted import TowardsContrast
+from opd.parts.hints import contrasting
+from opd.parts.magnitude import BothHints
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
+from opd.parts.views import template
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
-from opd.views import template
 
 
 def opsd_ectr(

@@ -21,14 +21,14 @@ batches. The prompt is ours.
 
 from typing import Literal
 
-from opd.losses import Raise
-from opd.means import named
 from opd.method import Ask, Method, Term
-from opd.observe import Noted
-from opd.pairs import Pairs, Preferred
+from opd.parts.losses import Raise
+from opd.parts.means import named
+from opd.parts.observe import Noted
+from opd.parts.pairs import Pairs, Preferred
+from opd.parts.views import Privileged, template
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.views import Privileged, template
 
 COPIES = {"current": "", "snapshot": "self:every=10", "frozen": "self:frozen"}
 ANSWERS = 2.0  # of a pair: a mean over answers is half the mean over pairs

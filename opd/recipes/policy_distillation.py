@@ -12,13 +12,13 @@ Differs: the paper fills a buffer of 540,000 states in advance; here every batch
 teacher here: --teacher values,epsilon=0.05. Several tasks at once are not here.
 """
 
-from opd.losses import MatchValues
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.losses import MatchValues
+from opd.parts.means import named
+from opd.parts.rounds import Aggregate
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.rounds import Aggregate
-from opd.sample import OneTurn
 
 
 def policy_distillation(

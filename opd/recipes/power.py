@@ -25,17 +25,17 @@ from functools import partial
 from typing import Literal
 
 from opd import maths
-from opd.credit import LogRatio
 from opd.errors import require
-from opd.groups import Whitened
-from opd.losses import Everywhere, OnSupport, PolicyGradient
-from opd.means import named
 from opd.method import Ask, Method, Term, chain, unchanged
-from opd.observe import Noted
+from opd.parts.credit import LogRatio
+from opd.parts.groups import Whitened
+from opd.parts.losses import Everywhere, OnSupport, PolicyGradient
+from opd.parts.means import named
+from opd.parts.observe import Noted
+from opd.parts.reshape import Bounded, PowerRatio, Squashed
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
-from opd.reshape import Bounded, PowerRatio, Squashed
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def power(

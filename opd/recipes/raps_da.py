@@ -14,14 +14,14 @@ INFERRED, since no text was at hand: every formula of mask and weight, their thr
 
 from opd import maths
 from opd.errors import require
-from opd.losses import Everywhere
-from opd.means import Weighted, named
 from opd.method import Ask, Method, Term, chain
+from opd.parts.losses import Everywhere
+from opd.parts.means import Weighted, named
+from opd.parts.sample import OneTurn
+from opd.parts.selection import MostContested, Signals, SkipSettled, SurelyWrong
+from opd.parts.views import AskedOf
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
-from opd.selection import MostContested, Signals, SkipSettled, SurelyWrong
-from opd.views import AskedOf
 
 
 def raps_da(

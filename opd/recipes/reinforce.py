@@ -13,12 +13,12 @@ siblings leaves it out, as the RLOO of the second paper does.
 from typing import Literal
 
 from opd.errors import require
-from opd.groups import LeaveOneOut, LessBatch
-from opd.losses import PolicyGradient
-from opd.means import named
 from opd.method import Method, Term
+from opd.parts.groups import LeaveOneOut, LessBatch
+from opd.parts.losses import PolicyGradient
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def reinforce(

@@ -18,14 +18,14 @@ matching only makes sense when both models come from one origin.
 
 from dataclasses import replace
 
-from opd.bridge import Bridge, OverBridge
-from opd.credit import LastOnly
-from opd.losses import StateDistance
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.bridge import Bridge, OverBridge
+from opd.parts.credit import LastOnly
+from opd.parts.losses import StateDistance
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
 from opd.protocols import EVERY_LAYER, Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def representation(

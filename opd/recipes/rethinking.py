@@ -24,13 +24,13 @@ from typing import Literal
 
 from opd import maths
 from opd.errors import require
-from opd.groups import GroupAdvantage
-from opd.losses import OnSupport, PolicyGradient, SupportGradient
-from opd.means import named
 from opd.method import Ask, Method, Term, Updates, unchanged
+from opd.parts.groups import GroupAdvantage
+from opd.parts.losses import OnSupport, PolicyGradient, SupportGradient
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def rethinking(

@@ -24,17 +24,17 @@ it speaks.
 from typing import Literal
 
 from opd.errors import require
-from opd.groups import GroupAdvantage, SkipTrivial
-from opd.hints import contrasting
-from opd.losses import PolicyGradient
-from opd.magnitude import BothHints, Contrast, Corrected, Shifted
-from opd.means import named
 from opd.method import Method, Term, Updates, chain
-from opd.observe import Clipped, Noted
+from opd.parts.groups import GroupAdvantage, SkipTrivial
+from opd.parts.hints import contrasting
+from opd.parts.losses import PolicyGradient
+from opd.parts.magnitude import BothHints, Contrast, Corrected, Shifted
+from opd.parts.means import named
+from opd.parts.observe import Clipped, Noted
+from opd.parts.sample import OneTurn
+from opd.parts.views import template
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
-from opd.views import template
 
 
 def rlcsd(

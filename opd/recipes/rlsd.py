@@ -14,20 +14,20 @@ Uncertain: no official code was found; that of RLCSD, which has this as a baseli
 no more, is ours.
 """
 
-from opd.credit import LogRatio
 from opd.errors import require
-from opd.groups import GroupAdvantage, Saved
-from opd.hints import Reference
-from opd.losses import PolicyGradient
-from opd.magnitude import Bounded
-from opd.means import named
 from opd.method import Ask, Method, Term, Updates, chain
-from opd.observe import Clipped, Noted
+from opd.parts.credit import LogRatio
+from opd.parts.groups import GroupAdvantage, Saved
+from opd.parts.hints import Reference
+from opd.parts.losses import PolicyGradient
+from opd.parts.magnitude import Bounded
+from opd.parts.means import named
+from opd.parts.observe import Clipped, Noted
+from opd.parts.rounds import Fading
+from opd.parts.sample import OneTurn
+from opd.parts.views import template
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.rounds import Fading
-from opd.sample import OneTurn
-from opd.views import template
 
 
 def rlsd(

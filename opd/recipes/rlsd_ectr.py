@@ -13,18 +13,18 @@ INFERRED: that the plug-in drops and samples as RLCSD does, and averages over al
 
 from typing import Literal
 
-from opd.groups import GroupAdvantage, SkipTrivial
-from opd.hints import contrasting
-from opd.losses import PolicyGradient
-from opd.magnitude import BothHints, Bounded, Contrast
-from opd.means import named
 from opd.method import Method, Term, chain
-from opd.observe import Clipped, Noted
+from opd.parts.groups import GroupAdvantage, SkipTrivial
+from opd.parts.hints import contrasting
+from opd.parts.losses import PolicyGradient
+from opd.parts.magnitude import BothHints, Bounded, Contrast
+from opd.parts.means import named
+from opd.parts.observe import Clipped, Noted
+from opd.parts.rounds import Fading
+from opd.parts.sample import OneTurn
+from opd.parts.views import template
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.rounds import Fading
-from opd.sample import OneTurn
-from opd.views import template
 
 
 def rlsd_ectr(

@@ -11,13 +11,13 @@ Differs: the released cookbook sums over tokens, here the token mean of 2603.255
 the learning rate). `clip` adds PPO's clipping, as in 2603.25562; the cookbook clips nothing.
 """
 
-from opd.credit import LogRatio, ReturnToGo
-from opd.losses import PolicyGradient
-from opd.means import named
 from opd.method import Ask, Method, Term, chain
+from opd.parts.credit import LogRatio, ReturnToGo
+from opd.parts.losses import PolicyGradient
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def sampled_token(

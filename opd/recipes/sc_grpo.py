@@ -21,19 +21,19 @@ cannot read its own solutions has D = 0 everywhere and stops learning in silence
 
 from typing import Literal
 
-from opd.credit import Shuffled
 from opd.errors import one_of, require
-from opd.groups import GroupAdvantage
-from opd.hints import ByRightAnswers, SiblingInSystem
-from opd.losses import PolicyGradient
-from opd.magnitude import Dependence, Diversity, Evened, Saturating, Weighted
-from opd.means import named
 from opd.method import Ask, Method, Term, chain
-from opd.observe import Clipped, Noted
+from opd.parts.credit import Shuffled
+from opd.parts.groups import GroupAdvantage
+from opd.parts.hints import ByRightAnswers, SiblingInSystem
+from opd.parts.losses import PolicyGradient
+from opd.parts.magnitude import Dependence, Diversity, Evened, Saturating, Weighted
+from opd.parts.means import named
+from opd.parts.observe import Clipped, Noted
+from opd.parts.sample import OneTurn
+from opd.parts.views import template
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
-from opd.views import template
 
 CONTROLS = {"own": (), "mean": (Evened("hint.weight"),), "shuffled": (Shuffled("hint.weight"),)}
 

@@ -17,14 +17,14 @@ the paper; the mean over all tokens. The prompt is ours.
 from functools import partial
 
 from opd import maths
-from opd.credit import SkipFirst
 from opd.errors import require
-from opd.losses import compared
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.credit import SkipFirst
+from opd.parts.losses import compared
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
+from opd.parts.views import Privileged, template
 from opd.rollout import Sampling
-from opd.sample import OneTurn
-from opd.views import Privileged, template
 
 
 def sdft(

@@ -18,14 +18,14 @@ a share of GRPO's loss. The prompts are ours.
 from functools import partial
 
 from opd import maths
-from opd.credit import OnlyShown
 from opd.errors import require
-from opd.losses import Reweighted, compared
-from opd.means import named
 from opd.method import Ask, Method, Term
+from opd.parts.credit import OnlyShown
+from opd.parts.losses import Reweighted, compared
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
+from opd.parts.views import Feedback, FirstOf, Sibling, template, without_thoughts
 from opd.rollout import Sampling
-from opd.sample import OneTurn
-from opd.views import Feedback, FirstOf, Sibling, template, without_thoughts
 
 
 def sdpo(

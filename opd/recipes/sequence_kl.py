@@ -14,13 +14,13 @@ Differs: no baseline and no clipping, as in the paper's analysis; an answer that
 from its returns, too, and is then no longer unbiased.
 """
 
-from opd.credit import LogRatio, ReturnToGo
-from opd.losses import PolicyGradient
-from opd.means import named
 from opd.method import Ask, Method, Term, chain
+from opd.parts.credit import LogRatio, ReturnToGo
+from opd.parts.losses import PolicyGradient
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def sequence_kl(*, n: int = 4, temperature: float = 1.0, top_p: float = 1.0, mean: str = "sequence_sum") -> Method:

@@ -10,11 +10,11 @@ time and kept, as a data set would be; `fresh` writes a new one at every visit. 
 probability.
 """
 
-from opd.losses import CrossEntropy
-from opd.means import named
 from opd.method import Method, Term
+from opd.parts.losses import CrossEntropy
+from opd.parts.means import named
+from opd.parts.sample import OneTurn, Traces
 from opd.rollout import Sampling
-from opd.sample import OneTurn, Traces
 
 
 def sft(*, fresh: bool = False, temperature: float = 1.0, mean: str = "token_mean") -> Method:

@@ -11,13 +11,13 @@ expected gradient vanishes in a large batch, and noise: whatever this gains is n
 Differs from sampled_token: no discount and no clipping, which would only rescale what is shuffled.
 """
 
-from opd.credit import LogRatio, Shuffled
-from opd.losses import PolicyGradient
-from opd.means import named
 from opd.method import Ask, Method, Term, chain
+from opd.parts.credit import LogRatio, Shuffled
+from opd.parts.losses import PolicyGradient
+from opd.parts.means import named
+from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling
-from opd.sample import OneTurn
 
 
 def shuffled(*, n: int = 4, temperature: float = 1.0, top_p: float = 1.0, mean: str = "token_mean") -> Method:

@@ -16,16 +16,16 @@ ours. So is the form of the KL: exact, over the whole vocabulary, at the states 
 """
 
 from opd import maths
-from opd.credit import LogRatio, Marked
 from opd.errors import require
-from opd.losses import CrossEntropy, Everywhere, PolicyGradient
-from opd.means import named
 from opd.method import Ask, Method, Term, Updates, chain
-from opd.observe import Clipped
+from opd.parts.credit import LogRatio, Marked
+from opd.parts.losses import CrossEntropy, Everywhere, PolicyGradient
+from opd.parts.means import named
+from opd.parts.observe import Clipped
+from opd.parts.sample import OneTurn, WithSolutions
+from opd.parts.views import only_written
 from opd.protocols import Want
 from opd.rollout import DATA, STUDENT, Sampling
-from opd.sample import OneTurn, WithSolutions
-from opd.views import only_written
 
 
 def stable_opd(

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from opd.errors import DataError, one_of, require
 from opd.method import Ask, View
+from opd.parts.views import Privileged, Sibling
 from opd.protocols import Want
 from opd.rollout import Group, Message, Problem, Rollout
 from opd.stated import final_answer, marked
-from opd.views import Privileged, Sibling
 
 LABEL = "Correct final answer:"  # under a wrong hint too, so that right and wrong ones differ in content alone
 WRONG = "wrong.{}"  # the columns of the wrong hints

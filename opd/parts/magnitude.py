@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from opd import maths, shaping
-from opd.credit import Divergence, apart, masked
 from opd.errors import require
-from opd.groups import GroupAdvantage, Rollouts
-from opd.hints import WRONG
+from opd.parts.credit import Divergence, apart, masked
+from opd.parts.groups import GroupAdvantage, Rollouts
+from opd.parts.hints import WRONG
 from opd.rows import Rows
 
 

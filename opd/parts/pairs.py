@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from opd import maths
-from opd.credit import masked
 from opd.errors import TeacherError, one_of, require
+from opd.parts.credit import masked
+from opd.parts.views import Privileged
 from opd.protocols import Cast, write_for
 from opd.rollout import STUDENT, TEACHER, Array, Group, Piece, Rollout, Sampling, Visit, continued
 from opd.rows import Rows
-from opd.views import Privileged
 
 LABELS = ("teacher_wins", "reward")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from opd.errors import MethodError, require
-from opd.memory import Memory
+from opd.parts.memory import Memory
 from opd.protocols import Cast, Partner, Sample
 from opd.rollout import STUDENT, Array, Group, Piece, Rollout, Sampling, Visit, continued
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from opd.errors import MethodError, require
-from opd.memory import Memory, packed, unpacked
+from opd.parts.memory import Memory, packed, unpacked
+from opd.parts.sample import OneTurn
 from opd.protocols import Cast, Sample, Student, Want
 from opd.rollout import Group, Visit
-from opd.sample import OneTurn
 
 ENTROPY = "student.entropy"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opd.credit import masked
 from opd.errors import one_of, require
+from opd.parts.credit import masked
 from opd.rows import Rows
 
 SPREADS = ("group", "batch", "none")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from opd import maths
-from opd.credit import MEASURED, masked
 from opd.errors import SettingError, require
+from opd.parts.credit import MEASURED, masked
 from opd.protocols import Cast
 from opd.rows import Rows
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from opd import maths, supports
-from opd.channel import Channel
 from opd.dist import Dist
 from opd.errors import ModelError, one_of, require
+from opd.parts.channel import Channel
 from opd.protocols import EVERY_LAYER, Cast, Want
 from opd.rows import Rows
 

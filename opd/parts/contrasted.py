@@ -13,7 +13,7 @@ from torch import Tensor
 from opd import maths, shaping
 from opd.dist import Dist
 from opd.errors import require
-from opd.hints import WRONG
+from opd.parts.hints import WRONG
 from opd.rows import Rows
 
 

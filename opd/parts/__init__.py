@@ -1,0 +1,11 @@
+"""What methods are put together from: one kind of part per file, named after the slot that it fills.
+
+sample      rounds memory curriculum twins pairs   who writes the sequence
+teach       views hints                            what the reader is shown
+credit      groups magnitude reshape selection     how answers become advantages
+loss        losses contrasted bridge channel       what is differentiated
+mean        means                                  what is averaged over what
+            observe                                what is measured in passing
+
+They know the types (rollout, rows, dist, protocols, method) and the formulas (maths, supports, shaping), nothing above.
+"""
