@@ -151,6 +151,27 @@ def test_only_the_copied_answer_is_learned_from(tmp_path):
         assert ids[row, : len(one)].tolist() == one
 
 
+def test_the_page_of_all_claims(tmp_path, capsys):
+    out, file = tmp_path / "out", tmp_path / "methods.md"
+    assert main(["reproduce", "--out", str(out), "--page", str(file)]) == 2
+    assert "nothing was tried" in capsys.readouterr().err and not file.exists()
+    (out / "gkd").mkdir(parents=True)
+    value = {"value": 0.5, "low": 0.4, "high": 0.6}
+    tried = {
+        "method": "gkd", "seeds": 2, "verdict": "not shown", "says": "S.", "numbers": "N.", "here": "H.",
+        "cases": [{
+            "case": case().model_dump(mode="json"), "values": {"gkd:lam=1": value, "sft": value}, "holds": False,
+            "rates": {"gkd:lam=1": 1e-3, "sft": 3e-3}, "broken": [],
+            "standings": [{"other": "sft", "difference": {"value": 0.0, "low": -0.1, "high": 0.1}, "word": "worse"}],
+        }],
+    }  # fmt: skip
+    (out / "gkd" / "claim.json").write_text(json.dumps(tried))
+    assert main(["reproduce", "--out", str(out), "--page", str(file)]) == 0
+    text = file.read_text()
+    assert "| [`gkd`](#gkd-not-shown) | S. | not shown |" in text
+    assert "| `sft` | 0.003 | 50.0 (40.0 to 60.0) | +0.0 (-10.0 to +10.0) | worse |" in text
+
+
 def test_the_command_lists_claims_and_refuses_what_has_none(capsys, tmp_path):
     assert main(["reproduce", "--out", str(tmp_path)]) == 0
     listed = capsys.readouterr().out

@@ -7,6 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+HEAD = """# Methods: what their papers claim, and what is seen here
+
+Each claim is tried on a small task made for it: the method against its own baseline, against two common methods and
+against a control that has the same numbers on the wrong tokens. Every method gets the best learning rate of one grid,
+chosen on problems that no number here is about. **Shown** means better than baseline *and* control by more than a 95 %
+interval leaves open. A claim that is not shown at this size may hold at another. What each method is, and what is
+uncertain about it: `opd show METHOD`. Written by `opd reproduce --page docs/methods.md`.
+
+"""
 SCALES = {"sampled": 100.0, "greedy": 100.0}
 WORDS = {
     "sampled": "accuracy of sampled answers, %",
@@ -63,7 +72,7 @@ def document(found: Iterable[Mapping[str, Any]]) -> str:
     found = list(found)
     head = "| method | its claim | verdict |\n|---|---|---|\n"
     rows = "".join(f"| [`{r['method']}`](#{anchor(r)}) | {r['says']} | {r['verdict']} |\n" for r in found)
-    return head + rows + "\n" + "\n".join(section(result) for result in found)
+    return HEAD + head + rows + "\n" + "\n".join(section(result) for result in found)
 
 
 def anchor(result: Mapping[str, Any]) -> str:

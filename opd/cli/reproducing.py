@@ -8,11 +8,13 @@ from typing import Any
 from opd.cli import options
 from opd.cli.comparing import default_jobs, whole
 from opd.cli.options import Option
+from opd.errors import SettingError
 
 OPTIONS = [
     Option("seeds", "int", 5, "runs of every method, with seeds 0 to N-1"),
     Option("jobs", "int", 0, "runs at a time; default: one per core"),
     Option("out", "Path", "runs/reproduce", "folder; the same command again goes on from what is there"),
+    Option("page", "Path", "", "a Markdown file for everything that was tried in --out so far"),
 ]
 USAGE = ("opd reproduce METHOD [options]", "opd reproduce")
 TEXT = (
@@ -28,10 +30,25 @@ def reproduce(words: list[str]) -> int:
         return 0
     places, given = options.parse(words, OPTIONS, "reproduce")
     own: dict[str, Any] = {option.name: given.get(option.name, option.default) for option in OPTIONS}
-    if not places:
-        return listed(Path(own["out"]))
+    out, seeds, jobs = Path(own["out"]), whole("seeds", own["seeds"]), whole("jobs", own["jobs"])
     options.no_places(places[1:], "reproduce METHOD")
-    return run(places[0], whole("seeds", own["seeds"]), whole("jobs", own["jobs"]), Path(own["out"]))
+    code = run(places[0], seeds, jobs, out) if places else listed(out)
+    if own["page"] and not code:
+        write_page(out, Path(own["page"]))
+    return code
+
+
+def write_page(out: Path, file: Path) -> None:
+    from opd.checkpoint import write_text
+    from opd.claims import page
+
+    found = page.results(out)
+    if not found:
+        raise SettingError(
+            f"nothing was tried in {out}", expected="a folder in which opd reproduce METHOD came to its end"
+        )
+    write_text(file, page.document(found))
+    print(f"written: {file}")
 
 
 def listed(out: Path) -> int:
