@@ -92,8 +92,11 @@ def test_no_word_at_all_is_help(opd):
 
 def test_list_names_every_method(opd):
     _, out, _ = opd("list")
-    assert [line.split()[0] for line in out.splitlines()] == list(recipes.names())
-    assert all(len(line.split()) > 3 for line in out.splitlines())
+    lines = out.partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in lines] == list(recipes.names())
+    found = {line.split()[0]: line for line in lines}
+    assert "  inferred  " in found["raps_da"] and "  open      " in found["power"] and "  known     " in found["gkd"]
+    assert all(len(line.split()) > 3 for line in lines)
 
 
 def test_help_of_train_names_every_option(opd):

@@ -19,18 +19,37 @@ TOY_VOCABULARY, TOY_K = 7, 3
 PAPER_ID = re.compile(r"\d{4}\.\d{4,5}")
 
 
+STATUS = (
+    "known: from its paper or released code; open: some details were not found; inferred: some parts are our own.\n"
+    "'opd show METHOD' says which."
+)
+
+
 def list_(words: list[str]) -> int:
-    """All methods: name, paper, first sentence."""
+    """All methods: name, paper, status, first sentence."""
     if options.asks_help(words):
-        print(options.page(["opd list"], "All methods, one line each: name, paper, what it does."))
+        print(
+            options.page(
+                ["opd list"],
+                f"All methods, one line each: name, paper, how much of it is sure, what it does.\n{STATUS}",
+            )
+        )
         return 0
     options.no_places(options.parse(words, (), "list")[0], "list")
     found = [recipes.describe(name) for name in recipes.names()]
-    rows = [(one.name, paper_id(one.paper), one.summary) for one in found]
-    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for name, paper, summary in rows:
-        print(f"{name:<{wide[0]}}  {paper:<{wide[1]}}  {summary}")
+    rows = [(one.name, paper_id(one.paper), status(one.text), one.summary) for one in found]
+    wide = [max(len(row[column]) for row in rows) for column in (0, 1, 2)]
+    for *columns, summary in rows:
+        print("  ".join(f"{text:<{width}}" for text, width in zip(columns, wide, strict=True)), summary, sep="  ")
+    print(f"\n{STATUS}")
     return 0
+
+
+def status(text: str) -> str:
+    """How much of a method is sure, from the words of its docstring."""
+    if "INFERRED" in text:
+        return "inferred"
+    return "open" if "\nUncertain:" in text else "known"
 
 
 def paper_id(paper: str) -> str:
