@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ HEAD = """# Methods: what their papers claim, and what is seen here
 Each claim is tried on a small task made for it: the method against its own baseline, against two common methods and
 against a control that has the same numbers on the wrong tokens. Every method gets the best learning rate of one grid,
 chosen on problems that no number here is about. **Shown** means better than baseline *and* control by more than a 95 %
-interval leaves open. A claim that is not shown at this size may hold at another. What each method is, and what is
-uncertain about it: `opd show METHOD`. Written by `opd reproduce --page docs/methods.md`.
+interval leaves open; where the best rate is the end of its grid, a better one may lie beyond. A claim that is not shown
+at this size may hold at another. What each method is, and what is uncertain about it: `opd show METHOD`. Written by
+`opd reproduce --page docs/methods.md`.
 
 """
 SCALES = {"sampled": 100.0, "greedy": 100.0}
@@ -50,12 +51,18 @@ def table(outcome: Mapping[str, Any]) -> str:
     standings = {one["other"]: one for one in outcome["standings"]}
     for label, value in outcome["values"].items():
         gap = standings.get(label)
-        cells = [f"`{label}`", f"{outcome['rates'][label]:g}", number(value, scale)]
+        cells = [f"`{label}`", rate(outcome["rates"][label], case["rates"]), number(value, scale)]
         cells += [number(gap["difference"], scale, signed=True), gap["word"]] if gap else ["", "the method"]
         lines.append(f"| {' | '.join(cells)} |")
     if outcome["broken"]:
         lines += ["", f"Broken: {'; '.join(outcome['broken'])}."]
     return "\n".join(lines)
+
+
+def rate(chosen: float, grid: Sequence[float]) -> str:
+    """The rate that was chosen, and whether a better one may lie outside the grid."""
+    ends = {min(grid): "lowest", max(grid): "highest"} if len(grid) > 1 else {}
+    return f"{chosen:g} ({ends[chosen]} tried)" if chosen in ends else f"{chosen:g}"
 
 
 def number(interval: Mapping[str, Any], scale: float, signed: bool = False) -> str:
