@@ -8,10 +8,8 @@ from statistics import fmean
 
 from opd.bootstrap import Interval, over_seeds
 from opd.claims.claim import Case
-from opd.compare.outcome import Field, Ran
+from opd.compare.outcome import GRADED, Field, Ran
 from opd.compare.verdicts import CONTROLS
-
-GRADES = ("sampled", "greedy")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def rivals(case: Case) -> list[str]:
 
 def standing(case: Case, field: Field, other: str) -> Standing | None:
     """Paired by seed, and by problem where problems are graded; None where no seed has finished both."""
-    gap = field.difference(case.method, other, case.measure) if case.measure in GRADES else None  # pyright: ignore
+    gap = field.difference(case.method, other, case.measure) if case.measure in GRADED else None  # pyright: ignore
     interval = gap.interval if gap else paired(case.measure, field, case.method, other)
     if interval is None:
         return None
