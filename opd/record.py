@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import platform
+import resource
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,16 @@ def exam_line(step: int, result: dict[str, Any]) -> dict[str, Any]:
     if kl := result["kl"]:
         line |= {"eval.reverse_kl": kl["per_token"], "eval.reverse_kl.error": kl["per_token_error"]}
     return line
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in MiB: on the graphics card if it used one, else in the machine."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def chosen(settings: Settings) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from opd.evaluate import Evaluation, evaluate
 from opd.examined import examined
 from opd.loop import Batch, Training, train
 from opd.protocols import Task, Teacher
-from opd.record import exam_line, read_metrics, resolved
+from opd.record import exam_line, peak_memory, read_metrics, resolved
 from opd.rollout import Problem
 from opd.rows import Rows
 from opd.settings import Settings, read_toml
@@ -209,6 +209,7 @@ class Run:
             "teacher": before["teacher"],
             "seconds": spent["seconds.sample"] + spent["seconds.teach"] + spent["seconds.learn"],
             **spent,
+            "memory": peak_memory(),
         }
         write_text(file, json.dumps(summary, indent=1))
         return summary

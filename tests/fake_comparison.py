@@ -56,7 +56,7 @@ def finish(trial: Trial, accuracy: float, kl: float = 0.5, graded: bool = True) 
     ]
     lines = [_line(0, before), *steps[:10], _line(10, after), *steps[10:], _line(20, after)]
     (trial.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    totals = {"steps": 20, "seconds": 12.0, "tokens": 16000.0, "teacher_tokens": 40000.0}
+    totals = {"steps": 20, "seconds": 12.0, "tokens": 16000.0, "teacher_tokens": 40000.0, "memory": 640.0}
     teacher = {**exam(start, 1.0, 0.0, graded), "kl": None}
     summary = {
         "method": trial.entrant.method,

@@ -110,13 +110,17 @@ def test_a_whole_reproduction_goes_on_where_it_was(tmp_path):
     onlooker = lambda contest, jobs: Lines(0, jobs)
     said = []
     first = reproduce("sampled_token", found, 2, 2, tmp_path, onlooker, said.append)
-    metrics = sorted(tmp_path.glob("sampled_token/case1/runs/*/metrics.jsonl"))
+    metrics = sorted(tmp_path.glob("runs/*/metrics.jsonl"))
     before = [file.stat().st_mtime_ns for file in metrics]
     assert len(metrics) == 4 and said == ["case 1 of 1: it is tried"]
     assert reproduce("sampled_token", found, 2, 2, tmp_path, onlooker, said.append) == first
     assert [file.stat().st_mtime_ns for file in metrics] == before
     (written,) = page.results(tmp_path)
     assert written["verdict"] in ("shown", "not shown")
+    shared = Claim(says="S.", numbers="N.", here="H.", case=(one, one.model_copy(update={"baseline": "shuffled"})))
+    reproduce("sampled_token", shared, 2, 2, tmp_path, onlooker, said.append)
+    assert [file.stat().st_mtime_ns for file in metrics] == before  # the runs of another comparison are not made again
+    assert len(list(tmp_path.glob("runs/shuffled*/summary.json"))) == 3
     text = page.document([written])
     assert "| `sft` |" in text and "opd reproduce sampled_token --seeds 2" in text and "When it is tried" in text
 

@@ -1,9 +1,11 @@
 """Comparisons: what is refused before anything starts, what is concluded, and real processes that break and go on."""
 
+import fcntl
 import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from opd.compare.check import check_folders
 from opd.compare.course import possible
 from opd.compare.curves import mean
 from opd.compare.plan import TUNING_SEED, Entrant
-from opd.compare.pool import command, words
+from opd.compare.pool import EVERY, Pool, command, log_of, words
 from opd.compare.watching import Pace
 from opd.errors import SettingError
 from opd.examined import examined, split
@@ -218,6 +220,45 @@ def test_pace_reads_what_was_written_since(tmp_path):
 
 
 # ---- real processes
+
+
+class Seen:
+    """An onlooker that remembers what was started."""
+
+    def __init__(self):
+        self.started = []
+
+    def begun(self, trial):
+        self.started.append(trial.name)
+
+    def looked(self, running): ...
+    def ended(self, trial, error): ...
+
+
+def test_a_run_that_another_process_is_making_is_waited_for(tmp_path):
+    (trial,) = contest(tmp_path, "sft", seeds=1, common=tmp_path / "runs").reported({"sft": 1e-3}, 0)
+    log_of(trial).parent.mkdir(parents=True)
+    held = log_of(trial).open("ab")
+    fcntl.flock(held, fcntl.LOCK_EX)  # as a run does for as long as it lives
+
+    def end():
+        finish(trial, 0.5)
+        held.close()
+
+    threading.Timer(3 * EVERY, end).start()
+    pool = Pool(1, seen := Seen())
+    pool.run([trial])
+    assert seen.started == [] and not pool.errors and (trial.folder / "summary.json").is_file()
+
+
+def test_comparisons_that_share_runs_mean_the_same_by_the_same_folder(tmp_path):
+    common = tmp_path / "runs"
+    one, again, other = (
+        contest(tmp_path / name, "sft", seeds=1, common=common, shared={"batch": batch}).reported({"sft": 1e-3}, 0)[0]
+        for name, batch in (("a", 4), ("b", 4), ("c", 5))
+    )
+    assert one.folder == again.folder != other.folder and one.folder.parent == other.folder.parent == common
+
 
 FAST = [
     *("--budget", "steps=60", "--batch", "4", "--max-new", "16", "--eval-problems", "8", "--drafts", "0"),

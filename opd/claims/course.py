@@ -1,4 +1,7 @@
-"""The course of a reproduction: make the models, compare in every case, judge, write down."""
+"""The course of a reproduction: make the models, compare in every case, judge, write down.
+
+Claims that ask for the same run share it: all runs are in OUT/runs, whichever claim came first.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ def reproduce(
     outcomes = list[Outcome]()
     for number, case in enumerate(claim.case):
         say(f"case {number + 1} of {len(claim.case)}: {case.name}")
-        contest = contest_of(case, seeds, out / method / f"case{number + 1}", models.made(out / "models", say))
+        contest = contest_of(
+            case, seeds, out / method / f"case{number + 1}", models.made(out / "models", say), out / "runs"
+        )
         with onlooker(contest, jobs) as seen:
             outcomes.append(judged(case, _compared(contest, jobs, seen)))
     result = {
@@ -45,8 +50,8 @@ def _compared(contest: Contest, jobs: int, onlooker: Onlooker) -> Any:
     return course.compare(contest, jobs, onlooker).field
 
 
-def contest_of(case: Case, seeds: int, out: Path, made: Callable[[str], str]) -> Contest:
-    """The case as a comparison; `made` turns made:NAME into a folder."""
+def contest_of(case: Case, seeds: int, out: Path, made: Callable[[str], str], common: Path | None = None) -> Contest:
+    """The case as a comparison; `made` turns made:NAME into a folder, `common` holds the runs that cases share."""
     entrants = tuple(Entrant.of(word) for word in [case.method, *rivals(case)])
     shared = {name: made(value) if name in ROLES else value for name, value in case.settings.items()}
-    return Contest(entrants, shared, out, seeds, case.rates, case.baseline)
+    return Contest(entrants, shared, out, seeds, case.rates, case.baseline, common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ class Comparison:
                     "method": run.trial.entrant.label,
                     "seed": run.trial.seed,
                     "lr": run.trial.lr,
-                    "folder": str(run.trial.folder.relative_to(contest.out)),
+                    "folder": os.path.relpath(run.trial.folder, contest.out),
                     "error": run.error,
                     "entropy": run.entropy,
                     **run.summary,

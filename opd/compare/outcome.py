@@ -26,7 +26,7 @@ Exams = dict[int, Exam]  # by seed
 Measure = Literal["sampled", "greedy", "return", "reverse_kl"]
 
 GRADED: tuple[Measure, ...] = ("sampled", "greedy")
-COSTS = ("steps", "seconds", "tokens", "teacher_tokens")
+COSTS = ("steps", "seconds", "tokens", "teacher_tokens", "memory")
 LATE = 10  # the entropy is a mean over the last of so many parts of a run
 
 
@@ -142,7 +142,8 @@ class Field:
         if entropies := [run.entropy for run in done if run.entropy is not None]:
             numbers["entropy"] = over_seeds(entropies)
         for name in COSTS if done else ():
-            numbers[name] = over_seeds([run.summary[name] for run in done])
+            if all(name in run.summary for run in done):  # runs of before say nothing of their memory
+                numbers[name] = over_seeds([run.summary[name] for run in done])
         errors = tuple(f"seed {run.trial.seed}: {run.error}" for run in self.of(label) if run.error)
         seeds = tuple(run.trial.seed for run in done)
         return Line("method", label, numbers, self.of(label)[0].trial.lr, seeds, errors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections import Counter
@@ -83,6 +84,7 @@ class Contest:
     seeds: int = 1
     rates: tuple[float, ...] = ()  # every method tries all of them; none: all have shared["lr"]
     baseline: str = ""  # label or method; the first entrant if empty
+    common: Path | None = None  # a folder of runs that several comparisons share; none: everything is in `out`
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -134,8 +136,14 @@ class Contest:
 
     def _trial(self, entrant: Entrant, rate: float, seed: int, where: str, **more: Any) -> Trial:
         end = "" if seed == TUNING_SEED else f"-seed{seed}"
-        folder = self.out / where / f"{entrant.slug}-lr{rate:g}{end}"
-        return Trial(entrant, rate, seed, self.settings(entrant, lr=rate, seed=seed, out=str(folder), **more))
+        name, settings = f"{entrant.slug}-lr{rate:g}{end}", self.settings(entrant, lr=rate, seed=seed, **more)
+        folder = self.common / f"{name}-{digest(settings)}" if self.common else self.out / where / name
+        return Trial(entrant, rate, seed, settings.model_copy(update={"out": str(folder)}))
+
+
+def digest(settings: Settings) -> str:
+    """The same for two runs that would do the same, wherever their folders are."""
+    return hashlib.sha256(settings.model_dump_json(exclude={"out"}).encode()).hexdigest()[:8]
 
 
 def check_apart(entrants: Sequence[Entrant]) -> None:

@@ -1,7 +1,12 @@
-"""Runs as processes side by side: each in its own folder, each on its own when it fails, all of them stoppable."""
+"""Runs as processes side by side: each in its own folder, each on its own when it fails, all of them stoppable.
+
+A run holds a lock on its log for as long as it lives, whoever started it, so that two comparisons which share runs, or
+one that was killed and started anew, never have two processes in one folder: the second waits for the first.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -41,21 +46,30 @@ class Pool:
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Brings every trial to its end; those that are finished already are left."""
-        waiting = [trial for trial in trials if not is_finished(trial)]
+        waiting = list(trials)
         with asked_to_stop(self._ask):
             try:
                 while (waiting and not self.stopping) or self.running:
-                    while waiting and len(self.running) < self.jobs and not self.stopping:
-                        self._start(waiting.pop(0))
+                    waiting = [trial for trial in waiting if not is_finished(trial) and not self._start(trial)]
                     time.sleep(EVERY)
                     self._look()
             finally:
                 self._kill()  # reached with runs alive only when something here went wrong
 
-    def _start(self, trial: Trial) -> None:
+    def _start(self, trial: Trial) -> bool:
+        """Starts it, unless there is no room now or a process is in its folder already."""
+        if len(self.running) == self.jobs or self.stopping:
+            return False
         log = log_of(trial)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
+        with log.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process has it from us and keeps it
+            except BlockingIOError:
+                return False
+            if is_finished(trial):
+                return True
+            file.truncate(0)
             # a session of its own: Ctrl-C comes here first, and every run is asked to stop once
             process = subprocess.Popen(
                 command(trial, self.jobs), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -63,6 +77,7 @@ class Pool:
             )  # fmt: skip
         self.running[trial.folder] = trial, process
         self.onlooker.begun(trial)
+        return True
 
     def _look(self) -> None:
         for folder, (trial, process) in list(self.running.items()):

@@ -24,6 +24,7 @@ COLUMNS = {  # number -> heading, factor, digits
     "seconds": ("seconds", 1.0, 0),
     "tokens": ("tokens", 1.0, 0),
     "teacher_tokens": ("teacher tokens", 1.0, 0),
+    "memory": ("MiB", 1.0, 0),
 }
 RANGES = ("sampled", "greedy", "return", "reverse_kl")  # whose intervals are shown
 
