@@ -112,7 +112,7 @@ def test_a_whole_reproduction_goes_on_where_it_was(tmp_path):
     first = reproduce("sampled_token", found, 2, 2, tmp_path, onlooker, said.append)
     metrics = sorted(tmp_path.glob("runs/*/metrics.jsonl"))
     before = [file.stat().st_mtime_ns for file in metrics]
-    assert len(metrics) == 4 and said == ["case 1 of 1: it is tried"]
+    assert len(metrics) == 6 and said == ["case 1 of 1: it is tried"]
     assert reproduce("sampled_token", found, 2, 2, tmp_path, onlooker, said.append) == first
     assert [file.stat().st_mtime_ns for file in metrics] == before
     (written,) = page.results(tmp_path)
