@@ -13,6 +13,7 @@ from opd.cli import options
 from opd.errors import MethodError, SettingError
 
 if TYPE_CHECKING:
+    from opd.contract import Anatomy
     from opd.method import Method
 
 TOY_VOCABULARY, TOY_K = 7, 3
@@ -64,16 +65,19 @@ def show(words: list[str]) -> int:
         text = "A method: what its docstring says, its slots, the columns and model passes of a batch, its parameters."
         print(options.page(["opd show METHOD"], text))
         return 0
+    from opd import contract
+    from opd.cli.wording import needed
+
     name = options.one_place(options.parse(words, (), "show")[0], "method", "show")
     described = recipes.describe(name)
     print(f"{name}\n{'=' * len(name)}\n\n{described.text}\n")
-    method = recipes.load(name)()
+    method, seen = recipes.load(name)(), contract.anatomy(toy_build(name, {}))
     print("Slots")
-    table(slots(method))
+    table([("needs", ", ".join(needed(method, seen.passes)) or "nothing but a student and problems"), *slots(method)])
     for shown in prompts(method):
         print(f"\nA reader is shown\n{textwrap.indent(shown, '  | ', lambda line: True)}")
     print("\nColumns and model passes of one batch")
-    table(anatomy(name, {}))
+    table(anatomy(seen))
     print(options.listed(options.of_method(name)))
     return 0
 
@@ -112,11 +116,8 @@ def slots(method: Method) -> list[tuple[str, str]]:
     return lines
 
 
-def anatomy(name: str, parameters: dict[str, Any]) -> list[tuple[str, str]]:
-    """What one batch on the toy reads, writes and costs."""
-    from opd import contract
-
-    seen = contract.anatomy(toy_build(name, parameters))
+def anatomy(seen: Anatomy) -> list[tuple[str, str]]:
+    """What one batch on the toy read, wrote and cost."""
     return [
         ("read", ", ".join(seen.reads) or "none beside the built-in ones"),
         ("written", ", ".join(seen.writes) or "none"),

@@ -2,6 +2,8 @@
 
 Paper: "Decoupling KL and Trajectories", Zhao et al., arXiv 2605.16826.
 
+When: you want to choose mode-seeking or covering, and whose text is read, independently of one another.
+
 Equation: L = E_{y ~ source} mean_n [ lam KL(pi || q) + (1 - lam) KL(q || pi) ]
 
     source    lam 0, forward KL                   lam 1, reverse KL

@@ -2,6 +2,8 @@
 
 Paper: DistiLLM-2, Ko et al., arXiv 2503.07067.
 
+When: the teacher has written an answer for every problem, and the student should also unlearn its own.
+
 Equation: L = (2-beta) mean_y' KL(q || alpha q + (1-alpha) pi) + beta mean_y KL(pi || (1-alpha) q + alpha pi),  y' ~ q
 
 Every problem has one answer y' of the teacher and one y of the student, both written beforehand at temperature 0.8; y

@@ -2,6 +2,8 @@
 
 Paper: No-Context Anchoring, "When Context Returns", Wang et al., arXiv 2606.11627.
 
+When: what a prompt says should go into the weights, and the prompt may come back later.
+
 Equation: L = mean_n KL(p_x || q) + beta mean_n KL(sg[p_x] || p_c),  p_x = pi(.|x, y_<n),  p_c = pi(.|x, c, y_<n)
 
 q = teacher(.|x, c, y_<n), y ~ pi(.|x). Every answer is learned from twice, under the plain prompt and under the one

@@ -2,6 +2,8 @@
 
 Paper: OPCD, "On-Policy Context Distillation", Ye et al., arXiv 2602.12275.
 
+When: what a long prompt or a few lessons say should go into the weights.
+
 Equation: L = mean_n sum_{v in S_n} p_v log(p_v / q_v),  S_n = top-K of p = pi(.|x, y_<n),  q = teacher(.|c, x, y_<n)
 
 The context c is experience or a system prompt, the teacher the same model or a larger one (--teacher). As released, the

@@ -2,6 +2,8 @@
 
 Paper: "On-Policy Distillation", Thinking Machines Lab (K. Lu, 2025); the baseline of arXiv 2603.25562, section 3.
 
+When: the teacher gives nothing but the log-prob of a given text: every server can do that.
+
 Equation: L = - mean_n A_n pi(y_n) / mu(y_n),  A_n = sum_{m>=n} gamma^(m-n) (log q(y_m) - log pi_old(y_m))
 
 The gradient at gamma 0 is that of the reverse KL at every visited state (k1, score function): a biased, low-variance

@@ -2,6 +2,8 @@
 
 Paper: SDPO, "Reinforcement Learning via Self-Distillation", Huebotter et al., arXiv 2601.20802.
 
+When: answers can be graded, or somebody says what was wrong, and no larger teacher is at hand.
+
 Equation: L = mean_n min(pi(y_n)/mu(y_n), 2) [ a KL(q||m) + (1-a) KL(p||m) ],  m = a q + (1-a) p,  p = pi(.|x, y_<n)
 
 q = average of the student(.|x, shown, y_<n); a (`alpha`) 0 is KL(q||p), 1 is KL(p||q). Both are compared on the K best
