@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from opd import recipes
+from opd.cli.methods import toy_build
 from opd.cli.wording import needed
 from opd.contract import anatomy, check, distance, gradients, toy_cast, toy_groups
 from opd.errors import OpdError
@@ -164,7 +165,7 @@ def test_file_is_short_and_says_its_paper_and_equation(name):
     ],
 )
 def test_what_a_method_needs(name, needs):
-    assert needed(build(name)(), anatomy(build(name)).passes) == needs
+    assert needed(recipes.load(name)(), anatomy(toy_build(name, {})).passes) == needs
 
 
 def test_published_defaults():
