@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from experiments.realizability.pairs import EARLIER, made
 from experiments.realizability.tasks import KINDS, Example, Kind, pieces
@@ -19,12 +20,12 @@ SYSTEM = (template("sc_grpo"), template("sc_grpo_failed"))  # a message of its o
 LONGER = 2  # times as many steps as without anything to read
 
 
-def pair(name: str, out: Path) -> dict[str, str]:
+def pair(name: str, out: Path) -> dict[str, Any]:
     """The settings of a task: its two models, made where they are missing, its problems and its longest answer."""
     kind = reading(KINDS[name])
     folders = made(out / name, kind, kind.problems())
     return {
-        "student": folders[EARLIER], "teacher": folders["teacher"], "max_new": str(kind.max_new),
+        "student": folders[EARLIER], "teacher": folders["teacher"], "max_new": kind.max_new,
         "task": f"{kind.spec},tags=false,train=2048,held_out=512",
     }  # fmt: skip
 
