@@ -27,7 +27,8 @@ text { fill: #1f2328 } .quiet { fill: #59636e } line { stroke: #8c959f } circle 
 <g{% if one.own %} class="own"{% endif %}><text x="{{ left - 12 }}" y="{{ one.y + 4 }}" text-anchor="end">\
 {{ one.label }}</text>\
 {% if one.low is not none %}<line x1="{{ one.low }}" x2="{{ one.high }}" y1="{{ one.y }}" y2="{{ one.y }}"/>{% endif %}\
-<circle cx="{{ one.value }}" cy="{{ one.y }}" r="4"/><text class="quiet" x="{{ left + width + 12 }}" y="{{ one.y + 4 }}">\
+<circle cx="{{ one.value }}" cy="{{ one.y }}" r="4"/><text class="quiet" x="{{ left + width + 12 }}"\
+ y="{{ one.y + 4 }}">\
 {{ one.words }}</text></g>
 {% endfor %}{% endfor -%}
 </svg>
