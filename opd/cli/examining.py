@@ -96,7 +96,7 @@ def examined(model: str, exam: Exam) -> tuple[Evaluation, Removability | None]:
     )  # fmt: skip
     if not told or found.greedy is None:
         return found, None
-    return found, removability.examine(student, task, told, found.greedy, max_new=exam.max_new)
+    return found, removability.examine(student, task, problems, told, found.greedy, max_new=exam.max_new)
 
 
 def progress(done: int, total: int) -> None:
@@ -129,6 +129,10 @@ def context_lines(found: Removability) -> list[str]:
         *((name, proportion(one) if one else "nothing was right without it") for name, one in kinds.items()),
         ("length", f"{found.longer:+.1%}"),
     ]
+    if found.cosine:
+        ends = [end(found.cosine, key=lambda layer: found.cosine[layer]) for end in (min, max)]
+        least, most = (f"{found.cosine[layer]:.4f} in layer {layer}" for layer in ends)
+        words += [("states", f"cosine between the two prompts {least} to {most}")]
     title = f"greedy, right with the context before the question ({found.problems} problems)"
     return ["", title, *(f"  {head:<12}{text}" for head, text in words)]
 
