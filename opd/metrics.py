@@ -253,6 +253,12 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "eval.sampled*": Metric("", "the same of sampled answers"),
         "eval.reverse_kl": Metric("nats", "KL(student || teacher) per token on fresh samples", "falling."),
         "eval.reverse_kl.error": Metric("nats", "its standard error over problems"),
+        "eval.entropy": Metric(
+            "nats",
+            "the student's mean entropy per token of fresh samples, at temperature 1",
+            "falls towards the teacher's, not to 0.",
+        ),
+        "eval.entropy.error": Metric("nats", "its standard error over problems"),
     },
 }
 METRICS = {name: metric for group in GROUPS.values() for name, metric in group.items()}

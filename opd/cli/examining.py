@@ -115,9 +115,10 @@ def lines(model: str, found: Evaluation) -> list[str]:
         if draws:
             accuracy = share(plain, name) if name in plain else "nothing could be graded"
             words += ["", how, *(f"  {told(head):<12}{told(text)}" for head, text in draws_words(draws, accuracy))]
-    if kl := found.kl:
-        error = "" if kl.per_token_error is None else f" ± {kl.per_token_error:.2g}"
-        words += ["", f"reverse KL to the teacher  {kl.per_token:.4g}{error} {told('nats per token')} ({kl.estimator})"]
+    for what, nats in (("entropy", found.entropy), ("reverse KL to the teacher", found.kl)):
+        if nats:
+            error = "" if nats.per_token_error is None else f" ± {nats.per_token_error:.2g}"
+            words += ["", f"{what}  {nats.per_token:.4g}{error} {told('nats per token')} ({nats.estimator})"]
     words += [f"the grader failed {n} times: {what}" for what, n in found.grader_errors.items()]
     return words
 
