@@ -33,8 +33,8 @@ class Settings(BaseModel):
     )
     teacher: str = Field(
         "",
-        description="model folder or hub name, or self:live, self:frozen, self:ema=D, self:every=K; to act, values; "
-        "NAME=MODEL,NAME=MODEL lets the column teacher_id of a problem choose",
+        description="model folder or hub name, or self:live, self:frozen, self:ema=D, self:every=K, self:trust=R; "
+        "to act, values; NAME=MODEL,NAME=MODEL lets the column teacher_id of a problem choose",
     )
     reference: str = Field("", description="whom a method with a reference asks beside the teacher; as --teacher")
     task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE, reasoning_gym:NAME or gymnasium:NAME")

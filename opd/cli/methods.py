@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opd import recipes
@@ -67,6 +67,7 @@ def show(words: list[str]) -> int:
         return 0
     from opd import contract
     from opd.cli.wording import needed
+    from opd.prompts import prompts
 
     name = options.one_place(options.parse(words, (), "show")[0], "method", "show")
     described = recipes.describe(name)
@@ -75,24 +76,12 @@ def show(words: list[str]) -> int:
     print("Slots")
     table([("needs", ", ".join(needed(method, seen.passes)) or "nothing but a student and problems"), *slots(method)])
     for shown in prompts(method):
-        print(f"\nA reader is shown\n{textwrap.indent(shown, '  | ', lambda line: True)}")
+        print(f"\nAsked for {', '.join(shown.asks)}, a reader is shown ({shown.name}.txt, version {shown.version})")
+        print(textwrap.indent(shown.text, "  | ", lambda line: True))
     print("\nColumns and model passes of one batch")
     table(anatomy(seen))
     print(options.listed(options.of_method(name)))
     return 0
-
-
-def prompts(method: Method) -> list[str]:
-    """The templates of all prompts that say more than the writer knew, each once."""
-    return list(dict.fromkeys(text for ask in method.teach for text in templates(ask.view)))
-
-
-def templates(view: Any) -> Iterator[str]:
-    """Those of a view, and of the views that it is made of."""
-    if hasattr(view, "template"):
-        yield view.template
-    for inner in (*getattr(view, "views", ()), *([view.view] if hasattr(view, "view") else ())):
-        yield from templates(inner)
 
 
 def slots(method: Method) -> list[tuple[str, str]]:

@@ -10,11 +10,12 @@ q = average of the student(.|x, shown, y_<n); a (`alpha`) 0 is KL(q||p), 1 is KL
 tokens of the student, everything else being one more bucket. Shown is another answer to the question that was right,
 without its thoughts, never the answer itself; where there is none, what the task's grader said of this answer in words,
 if it says anything (see opd/tasks/graders.py). Answers with neither are not learned from (masked.unshown). The average
-moves by 0.05 per batch (for code by 0.01: --teacher self:ema=0.99).
+moves by 0.05 per batch (for code by 0.01: --teacher self:ema=0.99). The released trust-region teacher, whose logits are
+0.05 of the way from the start to the student as it is, is --teacher self:trust=0.05.
 
-Differs: the released weights pi/pi_old and pi_old/mu, each cut at 2, are one here, of their product; the trust-region
-teacher is left out. TRL's defaults are others: the sampled token alone, alpha 1, no tail, threshold 1, no feedback, and
-a share of GRPO's loss. The prompts are ours.
+Differs: the released weights pi/pi_old and pi_old/mu, each cut at 2, are one here, of their product. TRL's defaults are
+others: the sampled token alone, alpha 1, no tail, threshold 1, no feedback, and a share of GRPO's loss. The prompts are
+ours.
 """
 
 from functools import partial
