@@ -220,7 +220,7 @@ def test_sampled_token_is_the_reverse_kl_gradient_in_expectation():
         ("local_support", {"k": 0}),
         ("local_support", {"k": 1}),
         ("local_support", {"outside": "forget"}),
-        ("local_support", {"source": "both"}),
+        ("local_support", {"source": "nobody"}),
         ("local_support", {"outside": "sampled_tail", "sampled": True}),
         ("local_support", {"outside": "tail", "cap": 2.0}),
         ("local_support", {"outside": "sampled_tail", "cap": -1.0}),
