@@ -133,10 +133,20 @@ def member(spec: str, settings: Settings, student: Any) -> Any:
     """A copy of the student (self:...), or a model of its own."""
     if spec.startswith("self"):
         return copy_of(student, spec)
+    if spec.startswith(("http://", "https://")):
+        return served(spec, settings, student)
     from opd.teachers.local import LocalTeacher
 
     device = settings.device if settings.teacher_device == "auto" else settings.teacher_device
     return LocalTeacher(open_model(spec, settings, settings.teacher_dtype, device))
+
+
+def served(spec: str, settings: Settings, student: Any) -> Any:
+    """A teacher behind one or several addresses of `opd serve`."""
+    from opd.teachers.served import Served
+
+    wait = settings.teacher_timeout, settings.teacher_patience
+    return Served(spec.split(","), settings.max_new, student.device, *wait)
 
 
 def share_tokens(student: Any, *readers: Any) -> int:
@@ -144,7 +154,8 @@ def share_tokens(student: Any, *readers: Any) -> int:
     from opd.engines.hf import common_vocab
 
     members = [one for reader in readers for one in each(reader).values()]
-    return common_vocab(student, *(one.engine for one in members if hasattr(one, "engine")))
+    speakers = [getattr(one, "engine", one) for one in members]
+    return common_vocab(student, *(one for one in speakers if hasattr(one, "tokenizer")))
 
 
 def ending_like(student: Any, teacher: Any) -> Any:

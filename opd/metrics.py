@@ -84,6 +84,13 @@ GROUPS: dict[str, dict[str, Metric]] = {
         ),
         "seconds.*": Metric("s", "wall time: writing, reading, learning with all measurements"),
     },
+    "Teachers elsewhere": {
+        "served.requests": Metric("requests", "questions sent to servers, those that were sent again among them"),
+        "served.retries": Metric("requests", "questions that were not answered and were sent again", "0."),
+        "served.left_out": Metric("servers", "servers that did not answer when they were last asked", "0."),
+        "served.bytes.*": Metric("bytes", "what travelled to the servers (sent) and back (received)"),
+        "served.seconds": Metric("s", "wall time between questions and their answers", "most of it is computing."),
+    },
     "Answers": {
         "tokens": Metric("tokens", "tokens decided in the batch"),
         "teacher_tokens": Metric("tokens", "tokens that teachers read, prompt and answer, or wrote"),

@@ -33,9 +33,17 @@ class Settings(BaseModel):
     )
     teacher: str = Field(
         "",
-        description="model folder or hub name, or self:live, self:frozen, self:ema=D, self:every=K; to act, values; "
+        description="model folder or hub name, http://HOST:PORT of opd serve (several with commas), or self:live, "
+        "self:frozen, self:ema=D, self:every=K; to act, values; "
         "NAME=MODEL,NAME=MODEL lets the column teacher_id of a problem choose",
     )
+    teacher_timeout: float = Field(
+        60.0, gt=0, description="seconds without a sign of life before a served teacher is asked again"
+    )
+    teacher_patience: float = Field(
+        300.0, ge=0, description="seconds of asking again before the run stops at a checkpoint"
+    )
+    another_teacher: bool = Field(False, description="a resumed run may go on with another served teacher")
     reference: str = Field("", description="whom a method with a reference asks beside the teacher; as --teacher")
     task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE, reasoning_gym:NAME or gymnasium:NAME")
     out: str = Field("", description="run folder; default runs/METHOD-TASK-SEED")

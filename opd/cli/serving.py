@@ -77,7 +77,7 @@ def run(model: str, chosen: Serving, sock: object, token: str) -> int:
     assert isinstance(sock, socket)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    settings = Settings(method="", trust_remote_code=chosen.trust_remote_code)
+    settings = Settings(method="", **chosen.model_dump(include={"trust_remote_code"}))
     engine = cast.open_model(model, settings, chosen.dtype, chosen.device)
     engine.micro_tokens = chosen.batch_tokens
     limits = Limits(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -310,13 +310,21 @@ class HFModel(Speaker):
         return answered(answers, decided, want, self._resolved(want.layers), self.dtype, whole)
 
 
-def same_tokenizer(student: HFModel, teacher: HFModel) -> int:
+class Counting(Protocol):
+    """A model here or elsewhere, with its tokenizer and the number of tokens that its log-probs are over."""
+
+    name: str
+    vocab: int
+    tokenizer: PreTrainedTokenizerBase
+
+
+def same_tokenizer(student: Counting, teacher: Counting) -> int:
     """The number of common tokens, or an error that names the first id on which the two disagree."""
     common = same_tokens(student.tokenizer, teacher.tokenizer, (student.name, teacher.name))
     return min(student.vocab, teacher.vocab, common)
 
 
-def common_vocab(student: HFModel, *teachers: HFModel) -> int:
+def common_vocab(student: Counting, *teachers: Counting) -> int:
     """Give all models the vocabulary that they share, so that every log-prob is over the same tokens."""
     common = min([student.vocab, *(same_tokenizer(student, teacher) for teacher in teachers)])
     for model in (student, *teachers):
