@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from starlette.applications import Starlette
@@ -39,6 +39,7 @@ from opd.serve.work import Engine, Question
 READS = {"score": "chosen", "topk": "topk", "gather": "gather", "hidden": "dist"}
 HEAD_ROWS = 2**24  # elements of the head in one block
 Handler = Callable[[Request], Awaitable[Response]]
+Asked = TypeVar("Asked", wire.Reading, wire.Writing)
 
 
 @dataclass(frozen=True)
@@ -145,18 +146,25 @@ class Service:
 
     def reads(self, name: str) -> Handler:
         async def handler(request: Request) -> Response:
-            asked = wire.read_reading(await self.body(request), self.engine.real)
+            asked = await self.question(request, wire.read_reading)
             if READS[name] not in asked.want.needs and not (name == "hidden" and asked.want.layers):
                 raise wire.Malformed(f"/v1/{name} was not asked for {READS[name]!r}")
-            self.engine.check(asked)
             return self.answered(request, asked)
 
         return handler
 
     async def text(self, request: Request) -> Response:
-        asked = wire.read_writing(await self.body(request), self.engine.real)
-        self.engine.check(asked)
-        return self.answered(request, asked)
+        return self.answered(request, await self.question(request, wire.read_writing))
+
+    async def question(self, request: Request, read: Callable[[bytes, int], Asked]) -> Asked:
+        """What is asked, checked in a thread: a long question holds up nobody."""
+
+        def checked(body: bytes) -> Asked:
+            asked = read(body, self.engine.real)
+            self.engine.check(asked)
+            return asked
+
+        return await anyio.to_thread.run_sync(checked, await self.body(request))
 
     def answered(self, request: Request, asked: Question) -> Response:
         model = self.engine.model

@@ -289,11 +289,12 @@ class Served(Speaker):
         """The largest gaps (nats) between answers to one question: asked twice, in another order, of another server."""
         ids = (np.arange(24) * 7 + 3) % self.vocab
         texts = [_text(ids[:12], 5), _text(ids[8:], 3), _text(ids[:16], 5)]
-        first = self._asked(texts, self.replicas.members[0])
+        first: list[Array] = []
         gaps = {"again": 0.0, "order": 0.0, "servers": 0.0}
         for member in self.replicas.members:
             here, again = self._asked(texts, member), self._asked(texts, member)
             turned = self._asked(texts[::-1], member)[::-1]
+            first = first or here
             for name, others in (("again", again), ("order", turned), ("servers", first)):
                 far = max(float(np.abs(a - b).max()) for a, b in zip(here, others, strict=True))
                 gaps[name] = max(gaps[name], far)
