@@ -16,7 +16,7 @@ from serving import TOKEN, Serve, blocks, state_folder
 from opd.cli.main import main
 from opd.engines.hf import HFModel, load_model, load_tokenizer
 from opd.engines.hf_shared import split
-from opd.errors import SettingError
+from opd.errors import SettingError, TeacherError
 from opd.protocols import Want
 from opd.rollout import Problem, Rollout, Sampling
 from opd.serve import bearer, wire
@@ -406,3 +406,13 @@ def test_a_server_finishes_what_it_accepted(folder, tmp_path):
     assert len(wire.read_pieces(next(iter(wire.Blocks(10**9).feed(content))), [160])[0]) == 160
     assert served.lines[-1] == "stopped" and not any("Traceback" in line for line in served.lines)
     assert any(re.match(r"\d\d:\d\d:\d\d  1 requests", line) for line in served.lines)
+
+
+def test_a_number_that_is_not_finite_is_not_sent(tmp_path):
+    broken = models.engine(tmp_path, dtype=torch.float32)
+    with torch.no_grad():
+        broken.head[7] = float("inf")
+    question = wire.read_reading(asked(some(), Want(chosen=True)), 45)
+    with pytest.raises(TeacherError, match="not finite"):
+        list(Engine(broken, share=False).answer([question]))
+    assert broken.vocab == models.VOCAB

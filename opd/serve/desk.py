@@ -67,13 +67,14 @@ class Desk:
 
     async def answer(self, job: Job) -> AsyncIterator[bytes | memoryview]:
         """The bytes of an answer as they come, with a sign of life where nothing comes."""
+        get = asyncio.ensure_future(job.blocks.get())
         try:
             while True:
-                get = asyncio.ensure_future(job.blocks.get())
                 while not (await asyncio.wait({get}, timeout=LIFE))[0]:
                     yield wire.ALIVE
                 if (block := get.result()) is None:
                     return
+                get = asyncio.ensure_future(job.blocks.get())
                 self.counters.add(sent_bytes_total=len(block))
                 for start in range(0, len(block), PIECE):
                     yield memoryview(block)[start : start + PIECE]
@@ -82,6 +83,7 @@ class Desk:
             self.counters.add(gone_total=1)
             raise
         finally:
+            get.cancel()
             self.open.discard(job)
 
     def _soon(self) -> int:
@@ -119,10 +121,12 @@ class Desk:
             job.put(None)
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
+        """A fault of the question would be the same the next time; want of memory may not be."""
         sentence = said(error)
+        again = {} if isinstance(error, OpdError) else {"again": "1"}
         print(f"opd serve: {sentence}", flush=True)
         for job in jobs:
-            job.put(wire.packed(wire.Block(said={"error": sentence})))
+            job.put(wire.packed(wire.Block(said={"error": sentence, **again})))
             job.put(None)
 
     def _next(self) -> list[Job]:

@@ -224,8 +224,12 @@ class Replicas:
                 async for piece in response.aiter_raw():
                     self.counts["bytes.received"] += len(piece)
                     for block in parser.feed(piece):
-                        if "error" in block.said:
+                        if "again" in block.said:
                             raise Again(block.said["error"])
+                        if "error" in block.said:
+                            raise Unanswered(
+                                f"{member.url} cannot answer: {block.said['error'].rstrip('.')}", remedy=RESUME
+                            )
                         ended |= "end" in block.said
                         found += [block] if block.tensors else []
         except httpx.TransportError as error:
