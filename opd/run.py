@@ -175,6 +175,7 @@ class Run:
 
     def teacher_result(self) -> dict[str, Any] | None:
         writes = self.teacher is not None and "text" in self.teacher.can and not self.teacher_spec.startswith("self")
+        writes = writes and getattr(self.teacher, "is_free", True)  # who is paid by the answer is not examined unasked
         return self.evaluation("teacher", self.teacher).to_json() if writes else None
 
     @property
@@ -188,7 +189,8 @@ class Run:
             if self.stopping:
                 raise Stopped
 
-        teacher, s = self.teacher if writer is self.training.student else None, self.settings
+        is_student, s = writer is self.training.student, self.settings
+        teacher = self.teacher if is_student and casting.reads(self.teacher) else None
         return evaluate(
             writer, self.task, self.problems(s.eval_problems), samples=s.eval_samples, max_new=s.max_new,
             seed=s.seed, teacher=teacher, progress=progress,
@@ -263,7 +265,7 @@ class Run:
         return str(self.save_rows("nonfinite", step, rows))
 
     def save_drafts(self, step: int) -> None:
-        if self.teacher is None or not self.settings.drafts or not self.teacher.can & {"chosen"}:
+        if self.teacher is None or not self.settings.drafts or not casting.reads(self.teacher):
             return
         problems = self.problems(self.settings.drafts)
         marked = drafts(

@@ -41,6 +41,7 @@ TABLE = {
     "grpo": ({"beta": 0.1}, {"student writes": 1, "reference reads": 1, "student learns": 1}, set()),
     "iw_opd": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "kickstarting": ({"gate": True, "n": 2}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
+    "lightning": ({}, {"reference writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "local_support": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 2}, {MATCHES}),
     "minillm": (
         {},

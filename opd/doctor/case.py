@@ -68,6 +68,11 @@ class Case:
         return engine if hasattr(engine, "model") else None
 
     @property
+    def reads(self) -> bool:
+        """The teacher gives log-probs of any text, not of a store's alone."""
+        return casting.reads(self.teacher)
+
+    @property
     def together(self) -> bool:
         """Student and teacher share a device."""
         return self.reader is None or self.reader.device == self.student.device
