@@ -97,7 +97,7 @@ def test_any_method_that_needs_no_more_learns_the_same(folder, method, parameter
 def test_what_is_kept_is_what_the_teacher_said(folder):
     teacher = StoredTeacher(folder)
     live = casting.build(settings(folder, teacher="embedded:teacher"), settings(folder).build_method())["teacher"]
-    kept = [one for shard in teacher.manifest.shards for one in read_shard(folder, shard)]
+    kept = [one for shard in teacher.store.shards for one in read_shard(folder, shard)]
     assert len(kept) == PROBLEMS
     for one in kept:
         dist = live.read([one.rollout], Want(dist=True)).dist

@@ -95,14 +95,6 @@ class Routed:
         member = self._member(self.route(problem))
         return member.texts(problem) if hasattr(member, "texts") else []
 
-    def report(self) -> dict[str, float]:
-        """What the members have to report of themselves, like numbers added."""
-        found: dict[str, float] = {}
-        for member in self.members.values():
-            for name, value in getattr(member, "report", dict[str, float])().items():
-                found[name] = found.get(name, 0.0) + value
-        return found
-
     def write(self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:
         raise TeacherError(
             f"{self.name} is several teachers and a prompt does not say who writes",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,22 @@ class StoredTeacher:
 
     def __init__(self, folder: str | Path, name: str = "teacher") -> None:
         self.folder, self.name = Path(folder), name
-        self.manifest = read_manifest(self.folder)
-        if not self.manifest.complete:
-            made = f"{sum(shard.texts for shard in self.manifest.shards)} texts so far"
+        self.store = read_manifest(self.folder)
+        if not self.store.complete:
+            made = f"{sum(shard.texts for shard in self.store.shards)} texts so far"
             raise TeacherError(f"the store {folder} is not finished", got=made, remedy=AGAIN.replace("again", "whole"))
-        self.most = {"topk": self.manifest.k}
-        self.can = frozenset({"chosen", "topk"} if self.manifest.k else {"chosen"})
+        self.most = {"topk": self.store.k}
+        self.can = frozenset({"chosen", "topk"} if self.store.k else {"chosen"})
         self._known: dict[bytes, Kept] = {}
         self._texts: dict[str, list[Rollout]] = {}
-        for shard in self.manifest.shards:
+        for shard in self.store.shards:
             for kept in read_shard(self.folder, shard):
                 self._known[key(kept.rollout)] = kept
                 self._texts.setdefault(kept.rollout.problem.id, []).append(kept.rollout)
 
     def meet(self, student: Any) -> None:
         """The student must mean the same by every id, and gives log-probs over the tokens of the store alone."""
-        ours, theirs = identity.tokens(student.tokenizer), self.manifest.made["tokenizer"]
+        ours, theirs = identity.tokens(student.tokenizer), self.store.made["tokenizer"]
         if ours != theirs:
             raise TeacherError(
                 f"the texts in {self.folder} were written with another tokenizer than that of {student.name}",
@@ -55,7 +55,7 @@ class StoredTeacher:
                 expected=theirs[:12],
                 remedy="Store the answers with a student of this family",
             )
-        student.vocab = int(self.manifest.made["vocab"])
+        student.vocab = int(self.store.made["vocab"])
 
     def texts(self, problem: Problem) -> list[Rollout]:
         """What was written for a problem before this run, in the order of writing; nothing for one that is not there.
@@ -65,10 +65,10 @@ class StoredTeacher:
         return self._texts.get(problem.id, [])
 
     def read(self, contexts: Sequence[Rollout], want: Want) -> Answer:
-        if want.needs - self.can or want.topk > self.manifest.k:
+        if want.needs - self.can or want.topk > self.store.k:
             asked = [*sorted(want.needs), *([f"K={want.topk}"] if want.topk else [])]
             raise TeacherError(
-                f"the store {self.folder} cannot answer", got=asked, expected=f"{sorted(self.can)}, K={self.manifest.k}"
+                f"the store {self.folder} cannot answer", got=asked, expected=f"{sorted(self.can)}, K={self.store.k}"
             )
         found = [self._found(context) for context in contexts]
         chosen = torch.cat([one.chosen for one in found])
@@ -95,18 +95,10 @@ class StoredTeacher:
     def follow(self, student: Student, step: int) -> None:
         """What is written down stays."""
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"store": self.manifest.digest()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """A run goes on with the answers that it began with."""
-        if state["store"] != self.manifest.digest():
-            raise TeacherError(
-                f"the store {self.folder} is not the one that this run began with",
-                got=self.manifest.digest()[:12],
-                expected=state["store"][:12],
-                remedy="Put the old one back, or start a new run from the student in its folder",
-            )
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Whose answers they are; `identity` must not change while a run lasts."""
+        return {"identity": {"store": self.store.digest()}, "kind": "stored", "made": self.store.made}
 
 
 def key(rollout: Rollout) -> bytes:
