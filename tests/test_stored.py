@@ -19,7 +19,7 @@ from opd import cast as casting
 from opd.build import build
 from opd.cli.main import main
 from opd.contract import distance
-from opd.errors import DataError, SettingError, TeacherError
+from opd.errors import DataError, ModelError, SettingError, TeacherError
 from opd.protocols import Want
 from opd.rollout import OTHER, Visit
 from opd.shards import Kept, Manifest, check, read_manifest, read_shard
@@ -305,7 +305,7 @@ def test_a_run_does_not_go_on_with_other_answers(folder, tmp_path):
     run.train()
     manifest = read_manifest(own)
     Manifest({**manifest.made, "task": "another"}, manifest.shards, True).save(own)
-    with pytest.raises(TeacherError, match="not the one that this run began with"):
+    with pytest.raises(ModelError, match="another one than the run began with"):
         Run.resume(tmp_path / "run")
 
 

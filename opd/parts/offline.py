@@ -85,6 +85,5 @@ def from_store(method: Method, asked: bool) -> Method:
             f"ask {views[0]!r} shows the teacher more than the student's prompt, and a store holds no such answer",
             expected="a teacher that reads",
         )
-    own = {name: part for name, part in method.state.items() if part is not sample}
     n = getattr(sample, "n", 0) if getattr(sample, "writer", "student") == "student" else 0
-    return replace(method, sample=FromStore(n), state=own)
+    return replace(method, sample=FromStore(n))
