@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import chat_server
@@ -15,15 +16,13 @@ import pytest
 import torch
 
 from opd import Run, Settings
-from opd.build import build
 from opd.cast import open_model
-from opd.cli.main import main
-from opd.errors import SaveError, SettingError, TeacherError, Unanswered
-from opd.recipes import load
+from opd.errors import SettingError, TeacherError, Unanswered
+from opd.metrics import about
 from opd.rollout import End, Sampling, Visit
+from opd.run import Stopped
 from opd.tasks import load_task
 from opd.teachers.chat import COUNTED, ChatTeacher
-from opd.teachers.routed import Routed
 
 SECRET = "sk-nobody-may-read-this"
 PRICES = "price_in=10,price_out=100"
@@ -117,7 +116,7 @@ def test_a_text_that_the_student_cannot_spell_is_counted(chat, url, student, tmp
     ((piece,),) = written(teacher, PROBLEMS[:1])
     assert teacher.tell()["chat.changed"] == (not fits)
     narrow = models.engine(tmp_path / "narrow", dtype=torch.float32)  # it knows no such letters
-    other = teacher_at(url, narrow, tmp_path, f",cache={tmp_path / 'other'}"[:0])
+    other = teacher_at(url, narrow, tmp_path)
     ((piece,),) = written(other, PROBLEMS[:1])
     told = other.tell()
     assert (told["chat.changed"], told["chat.answers"], told["chat.cached"]) == (1, 1, 1)
@@ -278,17 +277,157 @@ def test_a_damaged_answer_is_asked_for_again(chat, url, student, tmp_path, damag
     assert json.loads(file.read_text()) == whole
 
 
-def test_a_full_disk_stops_with_one_sentence(chat, url, tmp_path):
-    """A real limit on a real process: half of every answer would fit."""
-    words = ["train", "sft", "--teacher", f"chat:{url}#tiny,cache={tmp_path / 'cache'}", "--steps", "1", "--batch", "4"]
-    code = (
-        "import resource, sys; from opd.teachers import endpoint; write = endpoint.write_bytes\n"
-        "def limited(file, data):\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (50, resource.RLIM_INFINITY)); write(file, data)\n"
-        "endpoint.write_bytes = limited\n"
-        f"from opd.cli.main import main; sys.exit(main({[*words, '--out', str(tmp_path / 'run')]!r}))"
-    )
+# ---- runs
+
+
+def sft(url, tmp_path, out="run", more="", **how):
+    """A run of four steps that meets eight problems twice, and so asks for eight answers."""
+    teacher = f"chat:{url}#tiny,cache={tmp_path / 'cache'},parallel=2{more}"
+    settings = {"task": "sums,train=8", "batch": 4, "steps": 4, "lr": 1e-3, "max_new": 32, "eval_problems": 4}
+    return Settings.of(method="sft", teacher=teacher, out=str(tmp_path / out), **(settings | how))
+
+
+def lines(run):
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines() if "loss" in line]
+
+
+def same(ours, theirs):
+    ours, theirs = (run.training.student.state_dict() for run in (ours, theirs))
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_student_learns_from_texts_and_every_number_is_told(chat, url, tmp_path):
+    run = Run.new(sft(url, tmp_path, more=f",{PRICES}"))
+    summary = run.train()
+    assert len(chat.bodies) == 8 and summary["teacher"] is None, "nobody is examined at somebody's cost"
+    told = lines(run)
+    assert [line["chat.requests"] for line in told] == [4, 4, 0, 0]
+    read, wrote = (sum(line[f"chat.{name}"] for line in told) for name in ("read", "written"))
+    assert read > 0 and told[-1]["chat.spent"] == pytest.approx((10 * read + 100 * wrote) / 1e6)
+    assert [about(name) for line in told for name in line if name != "step"].count(None) == 0
+    texts = {group.problem.id: group.rollouts[0].decisions.tolist() for group in traces(run)}
+    exact = {problem.id: tokens(written(run.teacher, [problem]))[0][0] for problem in run.task.train}
+    assert texts == exact
+    assert told[-1]["loss"] < told[0]["loss"]
+
+
+def traces(run):
+    visits = [Visit(problem, 7, 0) for problem in run.task.train]
+    return run.training.method.sample(run.training.cast, visits, 9)
+
+
+@pytest.mark.parametrize(
+    "method, parameters, why",
+    [
+        ("gkd", {"lam": 0.5}, "can't answer.*dist"),
+        ("sampled_token", {}, "can't answer.*chosen"),
+        ("local_support", {}, "can't answer.*topk"),
+        ("lightning", {}, "can't answer.*chosen"),
+        ("distillm2", {}, "can't answer"),
+    ],
+)
+def test_a_method_that_needs_numbers_is_refused_before_anything_is_asked(chat, url, tmp_path, method, parameters, why):
+    with pytest.raises(TeacherError, match=why):
+        Run.new(Settings.of(**{**sft(url, tmp_path).model_dump(), "method": method, "parameters": parameters}))
+    assert not chat.bodies and not (tmp_path / "run").exists()
+
+
+def test_a_spent_budget_stops_at_a_checkpoint_and_more_of_it_goes_on(chat, url, tmp_path):
+    whole = Run.new(sft(url, tmp_path, "whole"))
+    whole.train()
+    for file in (tmp_path / "cache").rglob("*.json"):
+        file.unlink()
+    run = Run.new(sft(url, tmp_path, more=f",{PRICES},budget=0.006"))
+    with pytest.raises(Unanswered, match="the budget of the teacher is spent"):
+        run.train()
+    assert run.training.step == 1 and list((run.folder / "checkpoints").iterdir())
+    with pytest.raises(Unanswered, match="the budget of the teacher is spent"):
+        Run.resume(run.folder).train()  # it is the whole run's
+    file = run.folder / "run.toml"
+    file.write_text(file.read_text().replace("budget=0.006", "budget=5"))
+    before = len(chat.bodies)
+    again = Run.resume(run.folder)
+    again.train()
+    assert same(again, whole) and len(chat.bodies) - before < 4, "what was paid for is not asked again"
+    assert [line["step"] for line in lines(again)] == [0, 1, 2, 3]
+
+
+def test_a_server_that_died_is_met_again_where_the_run_stood(chat, tmp_path, quick):
+    with chat_server.serving(chat) as url:
+        whole = Run.new(sft(url, tmp_path, "whole"))
+        whole.train()
+        for file in (tmp_path / "cache").rglob("*.json"):
+            file.unlink()
+        chat.faults.extend([""] * 5 + ["cut"] * 10**6)
+        run = Run.new(sft(url, tmp_path, teacher_patience=0.5))
+        with pytest.raises(Unanswered, match="gave nobody an answer"):
+            run.train()
+        assert run.training.step == 1
+        chat.faults.clear()
+        again = Run.resume(run.folder)
+        again.train()
+    assert same(again, whole)
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(chat, url, tmp_path, quick):
+    chat.faults.extend([""] * 5 + ["status:503:15"] * 10**6)
+    run = Run.new(sft(url, tmp_path))
+
+    def interrupt():
+        while len(chat.bodies) < 6:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    start = time.monotonic()
+    with pytest.raises(Stopped):
+        run.train()
+    assert time.monotonic() - start < 12 and run.training.step == 1
+    chat.faults.clear()
+    Run.resume(run.folder).train()
+
+
+def test_one_of_two_teachers_may_be_behind_an_endpoint(chat, url, tmp_path):
+    rows = [{"prompt": f"{i} + {i} =", "answer": str(2 * i), "teacher_id": "ab"[i % 2] * 3} for i in range(1, 9)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    teacher = f"aaa=chat:{url}#tiny,bbb=embedded:teacher"
+    cache = tmp_path / "home"
+    settings = Settings.of(
+        method="sft", teacher=teacher, task=f"jsonl:{tmp_path / 'p.jsonl'},held_out=2", steps=2, batch=6, max_new=8,
+        eval_problems=2, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(cache))
+        run = Run.new(settings)
+        run.train()
+    asked = {body["messages"][0]["content"] for body in chat.bodies}
+    assert asked == {problem.prompt for problem in run.task.train if problem.data["teacher_id"] == "aaa"}
+    for line in lines(run):
+        assert line["teacher.aaa.rows"] + line["teacher.bbb.rows"] == pytest.approx(1)
+    assert any(line["chat.answers"] for line in lines(run))
+
+
+def test_a_full_disk_stops_with_one_sentence_and_a_checkpoint(url, tmp_path):
+    """The cache lies on a disk of its own, which takes nothing."""
+    words = ["train", "sft", "--teacher", f"chat:{url}#tiny,cache=/dev/full/cache", "--steps", "1", "--batch", "4"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 2 and "could not write" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    command = [sys.executable, "-m", "opd", *words, "--eval-problems", "2", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "could not be kept in /dev/full/cache" in done.stderr
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000"]
+
+
+def test_a_disk_that_is_full_in_the_middle_leaves_no_half_answer(chat, url, student, tmp_path):
+    """A real limit on what a process may write."""
+    chat.text = "5, 8, 11 " * 40
+    teacher = teacher_at(url, student, tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        with pytest.raises(Unanswered, match="could not be kept.*Free some space"):
+            written(teacher, PROBLEMS[:1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]

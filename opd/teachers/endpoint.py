@@ -104,9 +104,10 @@ class Cache:
         plain = asdict(reply)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SaveError(f"could not write {file}", got=str(error), remedy="Free some space") from error
-        write_bytes(file, json.dumps({"reply": plain, "sha256": _hashed(plain)}).encode())
+            write_bytes(file, json.dumps({"reply": plain, "sha256": _hashed(plain)}).encode())
+        except (OSError, SaveError) as error:
+            what = f"an answer could not be kept in {self.folder}"
+            raise Unanswered(what, got=str(error.__cause__ or error), remedy="Free some space and resume") from error
 
 
 def _hashed(value: Any) -> str:
