@@ -445,7 +445,7 @@ def squared_ratio(logp: Tensor, logq: Tensor) -> Tensor:
 
 
 def weighted_ratio(logp: Tensor, old: Tensor, logq: Tensor) -> Tensor:
-    """w (log p(y) - log q(y) - 1) + 1 with w = p(y)/old(y), whose gradient is -w A grad log p(y), A as in squared_ratio.
+    """w (log p(y) - log q(y) - 1) + 1, w = p(y)/old(y); its gradient is -w A grad log p(y), A as in squared_ratio.
 
     For y ~ old its mean is the reverse KL(p || q), and its mean gradient that of the reverse KL, wherever p has gone.
     Shapes: [N], [N], [N] -> [N]. Source: Lightning OPD, arXiv 2604.13010, the weight pi/pi_ref.

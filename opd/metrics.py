@@ -90,7 +90,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "served.left_out": Metric("servers", "servers that did not answer when they were last asked", "0."),
         "served.bytes.*": Metric("bytes", "what travelled to the servers (sent) and back (received)"),
         "served.seconds": Metric("s", "wall time between questions and their answers", "most of it is computing."),
-        "chat.answers": Metric("answers", "texts that a chat endpoint gave, those among them that were kept from before"),
+        "chat.answers": Metric("answers", "texts that a chat endpoint gave, those that were kept among them"),
         "chat.cached": Metric("answers", "texts that were on the disk and cost nothing"),
         "chat.changed": Metric(
             "answers",
@@ -175,8 +175,8 @@ GROUPS: dict[str, dict[str, Metric]] = {
     "Several teachers, by their names": {
         "teacher.*": Metric(
             "",
-            "teacher.NAME.rows: the share of the learned tokens whose problem names that teacher; teacher.NAME.loss: their"
-            " mean loss",
+            "teacher.NAME.rows: share of the learned tokens whose problem names that teacher; teacher.NAME.loss: their mean"
+            " loss",
             "rows as the task deals them out; near 0 that teacher is starved, however healthy the mean loss looks.",
         ),
         "reference.*": Metric("", "the same of several references"),

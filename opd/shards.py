@@ -51,7 +51,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`made` says what was asked of whom about whose texts: teacher, student, tokenizer, vocab, k, sampling, seed ..."""
+    """`made` says what was asked of whom about whose texts: teacher, student, tokenizer, k, sampling, seed ..."""
 
     made: Mapping[str, Any]
     shards: tuple[Shard, ...] = ()

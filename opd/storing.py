@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from opd import identity
 from opd.cast import each
 from opd.errors import SettingError, TeacherError
 from opd.parts.sample import OneTurn, WithSolutions
 from opd.protocols import Answer, Cast, Want
 from opd.rollout import Group, Problem, Sampling, Visit
 from opd.rows import flatten
+from opd.serve.identity import tokenizer_hash, weights_hash
 from opd.shards import MANIFEST, Kept, Manifest, Shard, check, is_whole, read_manifest, write_shard
 
 Progress = Callable[[int, int], None]  # shards that are done, of how many
@@ -102,7 +102,7 @@ def identified(cast: Cast, task: str, problems: Sequence[Problem]) -> dict[str, 
         "opd": metadata.version("opd"),
         "teacher": teachers,
         "student": known(student) | {"step": step_of(student.name)},
-        "tokenizer": identity.tokens(student.tokenizer),
+        "tokenizer": tokenizer_hash(student.tokenizer),
         "vocab": student.vocab,
         "task": task,
         "problems": len(problems),
@@ -110,11 +110,12 @@ def identified(cast: Cast, task: str, problems: Sequence[Problem]) -> dict[str, 
 
 
 def known(model: Any) -> dict[str, Any]:
-    """Name and weights; a teacher that is no model in this process says itself who it is (`identity`)."""
-    if own := getattr(model, "identity", None):
-        return {"name": model.name, **own}
+    """Name and weights; a teacher that is no model in this process says itself who it is."""
+    if hasattr(model, "manifest"):
+        return {"name": model.name, **model.manifest["identity"]}
     engine = getattr(model, "student", getattr(model, "engine", model))
-    return {"name": engine.name, "weights": identity.weights(engine.model), "dtype": str(engine.head.dtype)}
+    weights = weights_hash(engine.model.state_dict())
+    return {"name": engine.name, "weights": weights, "dtype": str(engine.head.dtype).removeprefix("torch.")}
 
 
 def step_of(model: str) -> int | None:

@@ -73,11 +73,11 @@ def stored(folder: Path, order: Order) -> Manifest:
     task = load_task(order.task)
     if hasattr(task, "world"):
         raise SettingError("opd store keeps texts", got=order.task, expected="a task of a language model")
-    shared = order.model_dump(include=set(Settings.model_fields))
+    shared = order.model_dump(include=set(Settings.model_fields) - {"student", "teacher"})
     spec = order.teacher or ("embedded:teacher" if order.student == cast.EMBEDDED else "")
     if not spec:
         raise SettingError("opd store needs a teacher", expected="--teacher", remedy="Give a model folder")
-    settings = Settings(method="", **(shared | {"student": located(order.student), "teacher": spec}))
+    settings = Settings(method="", student=located(order.student), teacher=spec, **shared)
     student: Any = cast.open_model(settings.student, settings, settings.dtype, settings.device)
     pair = {"student": student, "teacher": cast.teacher(spec, settings, student)}
     sampling = Sampling(order.temperature, order.top_p, max_new=order.max_new)

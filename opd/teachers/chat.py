@@ -44,7 +44,9 @@ class ChatTeacher:
         _, target, options = parse(spec)
         url, _, model = target.partition("#")
         if not re.match(r"https?://[^/@\s]+(/|$)", url) or not model:
-            raise SettingError(f"teacher {spec!r}", got=repr(target), expected="chat:http(s)://HOST/v1#MODEL, no key in it")
+            raise SettingError(
+                f"teacher {spec!r}", got=repr(target), expected="chat:http(s)://HOST/v1#MODEL, no key in it"
+            )
         endpoint = checked(Endpoint, {**options, "url": url.rstrip("/"), "model": model})
         return cls(Client(endpoint, timeout, patience), student, spec)
 

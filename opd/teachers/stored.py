@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from opd import identity
 from opd.dist import TopDist
 from opd.errors import TeacherError
 from opd.protocols import Answer, Student, Want
 from opd.rollout import GIVEN, Problem, Rollout
+from opd.serve.identity import tokenizer_hash
 from opd.shards import AGAIN, Kept, read_manifest, read_shard
 
 
@@ -47,7 +47,7 @@ class StoredTeacher:
 
     def meet(self, student: Any) -> None:
         """The student must mean the same by every id, and gives log-probs over the tokens of the store alone."""
-        ours, theirs = identity.tokens(student.tokenizer), self.store.made["tokenizer"]
+        ours, theirs = tokenizer_hash(student.tokenizer), self.store.made["tokenizer"]
         if ours != theirs:
             raise TeacherError(
                 f"the texts in {self.folder} were written with another tokenizer than that of {student.name}",
