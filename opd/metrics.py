@@ -175,8 +175,8 @@ GROUPS: dict[str, dict[str, Metric]] = {
     "Several teachers, by their names": {
         "teacher.*": Metric(
             "",
-            "teacher.NAME.rows: share of the learned tokens whose problem names that teacher; teacher.NAME.loss: their mean"
-            " loss",
+            "teacher.NAME.rows: share of the learned tokens whose problem names that teacher; teacher.NAME.loss: their"
+            " mean loss",
             "rows as the task deals them out; near 0 that teacher is starved, however healthy the mean loss looks.",
         ),
         "reference.*": Metric("", "the same of several references"),

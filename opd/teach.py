@@ -56,10 +56,11 @@ def passes(asks: Sequence[Ask]) -> list[list[Read]]:
 def check_capabilities(method: Method, cast: Cast) -> None:
     """Stops before step 1 when somebody is asked for what he can't answer or write, and names both."""
     for who in sorted({*getattr(method.sample, "writers", ())} & {*cast}):
-        if "text" not in (can := getattr(cast[who], "can", {"text"})):
+        writes: frozenset[str] = getattr(cast[who], "can", frozenset({"text"}))
+        if "text" not in writes:
             raise TeacherError(
                 f"{who} ({cast[who].name}) can't write the texts that the method learns from",
-                got=f"a teacher that can {sorted(can)}",
+                got=f"a teacher that can {sorted(writes)}",
                 expected="'text'",
                 remedy="Use a local teacher, or a method whose student writes",
             )

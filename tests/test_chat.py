@@ -174,7 +174,7 @@ def test_a_wish_to_wait_for_hours_ends_the_run_instead(chat, url, student, tmp_p
 
 
 def test_a_server_that_is_not_there(student, tmp_path, quick):
-    with pytest.raises(Unanswered, match="gave nobody an answer for 0.2 s: got ConnectError"):
+    with pytest.raises(Unanswered, match=r"gave nobody an answer for 0.2 s: got ConnectError"):
         written(teacher_at("http://127.0.0.1:9/v1", student, tmp_path, patience=0.2), PROBLEMS[:1])
 
 
@@ -220,7 +220,7 @@ def test_the_key_comes_from_the_environment_and_is_shown_to_the_server_alone(
     written(teacher, PROBLEMS[:2])
     assert chat.headers[0]["authorization"] == f"Bearer {SECRET}"
     chat.key = "another"
-    with pytest.raises(Unanswered, match="401 .*variable MY_KEY") as refused:
+    with pytest.raises(Unanswered, match=r"401 .*variable MY_KEY") as refused:
         written(teacher, PROBLEMS[2:3])
     kept = "".join(file.read_text() for file in (tmp_path / "cache").rglob("*.json"))
     everything = [str(refused.value), caplog.text, *capsys.readouterr(), kept, json.dumps(teacher.manifest)]
@@ -238,7 +238,7 @@ def test_a_key_that_is_named_must_be_there(student, tmp_path, monkeypatch):
     [
         ("chat:127.0.0.1:8000#m", "HOST/v1#MODEL"),
         ("chat:http://127.0.0.1:8000/v1", "HOST/v1#MODEL"),
-        ("chat:http://me:secret@host/v1#m", "no key in it"),
+        ("chat:http://me:secret@host/v1#m", "got a user or key in it"),
         ("chat:http://h/v1#m,parralel=2", "parralel"),
         ("chat:http://h/v1#m,parallel=0", "parallel"),
         ("chat:http://h/v1#m,budget=5", "price_in and price_out"),
@@ -426,7 +426,7 @@ def test_a_disk_that_is_full_in_the_middle_leaves_no_half_answer(chat, url, stud
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
     try:
-        with pytest.raises(Unanswered, match="could not be kept.*Free some space"):
+        with pytest.raises(Unanswered, match=r"could not be kept.*Free some space"):
             written(teacher, PROBLEMS[:1])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -44,9 +44,8 @@ class ChatTeacher:
         _, target, options = parse(spec)
         url, _, model = target.partition("#")
         if not re.match(r"https?://[^/@\s]+(/|$)", url) or not model:
-            raise SettingError(
-                f"teacher {spec!r}", got=repr(target), expected="chat:http(s)://HOST/v1#MODEL, no key in it"
-            )
+            got = "a user or key in it" if "@" in url else repr(target)
+            raise SettingError("the teacher's URL", got=got, expected="chat:http(s)://HOST/v1#MODEL")
         endpoint = checked(Endpoint, {**options, "url": url.rstrip("/"), "model": model})
         return cls(Client(endpoint, timeout, patience), student, spec)
 

@@ -81,7 +81,7 @@ class GaveUp(Unanswered):
 
 
 class Cache:
-    """Answers on the disk, one file each, found by a hash of everything that was asked; a damaged one is asked again."""
+    """Answers on the disk, one file each, found by a hash of what was asked; a damaged one is asked for again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

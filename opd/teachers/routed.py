@@ -84,8 +84,8 @@ class Routed:
         written: list[list[Piece]] = [[] for _ in problems]
         for number in sorted(set(routes)):
             own = [i for i, route in enumerate(routes) if route == number]
-            mine = ([some[i] for i in own] for some in (problems, prompts))
-            pieces = write_for(self._member(number), *mine, sampling, [seeds[i] for i in own])
+            asked = [problems[i] for i in own], [prompts[i] for i in own]
+            pieces = write_for(self._member(number), *asked, sampling, [seeds[i] for i in own])
             for i, some in zip(own, pieces, strict=True):
                 written[i] = some
         return written
