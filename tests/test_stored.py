@@ -2,28 +2,34 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import models
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from opd import Run, Settings
+from opd import Run, Settings, recipes
 from opd import cast as casting
 from opd.build import build
 from opd.cli.main import main
 from opd.contract import distance
 from opd.errors import DataError, ModelError, SettingError, TeacherError
+from opd.lab.toy import ToyModel
+from opd.parts.offline import from_store
 from opd.protocols import Want
 from opd.rollout import OTHER, Visit
 from opd.shards import Kept, Manifest, check, read_manifest, read_shard
 from opd.step import gradient, prepare
+from opd.teach import check_capabilities
+from opd.teachers.fake import FakeTeacher
 from opd.teachers.stored import StoredTeacher
 
 K, PROBLEMS = 6, 12
@@ -137,7 +143,8 @@ def test_texts_that_come_with_the_task(tmp_path):
         ("sampled_token", {}, "method", "has new texts written.*--texts stored"),
         ("sft", {}, "method", "has new texts written"),
         ("sampled_token", {"n": 4}, "stored", "1 texts for problem.*n=4"),
-        ("gkd", {}, "stored", "can't answer.*dist"),
+        ("rethinking", {"n": 1}, "stored", "can't answer.*dist"),
+        ("stable_opd", {"n": 1}, "stored", "learns from more than answers"),
         ("representation", {}, "stored", "can't answer.*inner"),
         ("local_support", {"k": K + 1, "n": 1}, "stored", f"fewer best tokens.*K={K}"),
         ("opsd", {}, "stored", "shows the teacher more"),
@@ -147,6 +154,29 @@ def test_a_method_that_needs_more_is_refused_before_the_first_step(folder, tmp_p
     with pytest.raises((SettingError, TeacherError), match=why):
         Run.new(settings(folder, method, parameters=parameters, texts=texts, out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def served(can):
+    """The methods whose questions somebody can answer who can do so much, of those that ask the teacher anything."""
+    for name in recipes.names():
+        method = recipes.load(name)()
+        asks = [ask for ask in method.teach if ask.who == "teacher"]
+        if not (asks or "teacher" in getattr(method.sample, "writers", ())):
+            continue
+        teacher = FakeTeacher(torch.zeros(7, 7), can=frozenset(can))
+        try:
+            method = from_store(method, True) if "text" not in can else method
+            check_capabilities(method, {"student": ToyModel(), "teacher": teacher, "reference": ToyModel()})
+        except (SettingError, TeacherError):
+            continue
+        yield name
+
+
+def test_the_page_names_the_methods_that_each_kind_of_teacher_serves():
+    page = (Path(__file__).parents[1] / "docs" / "teachers.md").read_text(encoding="utf-8")
+    for kind, can in (("stored:", {"chosen", "topk"}), ("chat:", {"text"})):
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{kind}")]
+        assert re.findall(r"`(\w+)`", row.split("|")[-2]) == sorted(served(can)), kind
 
 
 def test_texts_of_a_store_need_a_store():

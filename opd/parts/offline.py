@@ -8,7 +8,7 @@ from typing import Any
 
 from opd.errors import DataError, SettingError
 from opd.method import Method, plain
-from opd.parts.sample import Traces
+from opd.parts.sample import OneTurn, Traces
 from opd.parts.views import only_written
 from opd.protocols import Cast, Writer
 from opd.rollout import Array, Group, Problem, Rollout, Visit
@@ -80,10 +80,15 @@ def from_store(method: Method, asked: bool) -> Method:
             expected="--texts stored, by which the method learns from these instead",
             remedy="Or take lightning, or a teacher that reads",
         )
+    if not isinstance(sample, OneTurn | Traces):
+        raise SettingError(
+            "the method learns from more than answers that one wrote, and a store holds no more",
+            got=type(sample).__name__,
+            expected="a method such as sampled_token, local_support or lightning",
+        )
     if views := [ask.into for ask in method.teach if ask.view not in (plain, only_written)]:
         raise SettingError(
             f"ask {views[0]!r} shows the teacher more than the student's prompt, and a store holds no such answer",
             expected="a teacher that reads",
         )
-    n = getattr(sample, "n", 0) if getattr(sample, "writer", "student") == "student" else 0
-    return replace(method, sample=FromStore(n))
+    return replace(method, sample=FromStore(sample.n if isinstance(sample, OneTurn) else 0))
