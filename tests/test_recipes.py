@@ -168,6 +168,7 @@ def test_published_defaults():
     assert (defaults["extrapolated"]["lam"], defaults["extrapolated"]["c"]) == (1.25, 5.0)
     assert (defaults["rethinking"]["k"], defaults["rethinking"]["words"]) == (16, "only_stu")
     assert (defaults["iw_opd"]["gain"], defaults["iw_opd"]["n"], defaults["stable_opd"]["n"]) == (0.5, 1, 4)
+    assert [defaults["lightning"][name] for name in ("weighted", "temperature", "top_p")] == [False, 1.0, 1.0]
     assert (defaults["representation"]["last"], defaults["representation"]["layers"]) == (2000, (0,))
 
 

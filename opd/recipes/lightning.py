@@ -2,6 +2,8 @@
 
 Paper: Lightning OPD, Wu, Han and Cai, arXiv 2604.13010.
 
+When: the teacher is dear, far away or soon gone, and there are many problems: each is read once, before the run.
+
 Equation: L = mean_n (log q(y_n) - log pi(y_n))^2 / 2,  y ~ pi_ref, one text per problem, written once
 
 pi_ref is the student as it is before the first step, q(y_n) one stored number per token, and pi the student as it is
