@@ -173,6 +173,12 @@ def test_a_wish_to_wait_for_hours_ends_the_run_instead(chat, url, student, tmp_p
         written(teacher_at(url, student, tmp_path), PROBLEMS[:1])
 
 
+def test_a_server_that_is_busy_for_ever_ends_the_run(chat, url, student, tmp_path, quick):
+    chat.faults.extend(["status:429:0.2"] * 10**6)
+    with pytest.raises(Unanswered, match="gave nobody an answer for 1 s: got 429 not now"):
+        written(teacher_at(url, student, tmp_path, patience=1.0))
+
+
 def test_a_server_that_is_not_there(student, tmp_path, quick):
     with pytest.raises(Unanswered, match=r"gave nobody an answer for 0.2 s: got ConnectError"):
         written(teacher_at("http://127.0.0.1:9/v1", student, tmp_path, patience=0.2), PROBLEMS[:1])
@@ -415,7 +421,7 @@ def test_a_full_disk_stops_with_one_sentence_and_a_checkpoint(url, tmp_path):
     command = [sys.executable, "-m", "opd", *words, "--eval-problems", "2", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "could not be kept in /dev/full/cache" in done.stderr
+    assert "could not be kept in /dev/full/cache" in done.stderr and "opd train --resume" in done.stdout
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000"]
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -142,9 +142,7 @@ class Client:
         self._answered_at = time.monotonic()
         with self._connected() as http, self._workers() as workers:
             futures = [workers.submit(self._one, http, body) for body in bodies]
-            if wait(futures, return_when=FIRST_EXCEPTION).not_done:
-                self.give_up()
-            wait(futures)  # what is under way may be paid for already, and is kept
+            wait(futures)  # after a failure, too: what is under way may be paid for already, and is kept
             failed = [error for future in futures if (error := future.exception())]
             for error in sorted(failed, key=lambda error: isinstance(error, GaveUp)):
                 raise error
@@ -176,9 +174,13 @@ class Client:
         if (kept := self.cache.get(file)) is not None:
             self._count(cached=1)
             return kept
-        reply = self._asked(http, body)
-        self._count(read=reply.read, written=reply.written)
-        self.cache.put(file, reply)
+        try:
+            reply = self._asked(http, body)
+            self._count(read=reply.read, written=reply.written)
+            self.cache.put(file, reply)
+        except BaseException:
+            self.give_up()
+            raise
         return reply
 
     def _asked(self, http: httpx.Client, body: dict[str, Any]) -> Reply:
@@ -186,7 +188,7 @@ class Client:
             self._pause()
             self._afford()
             self._count(requests=1, retried=int(attempt > 0))
-            rest = FIRST * 2 ** min(attempt, 10)
+            rest = min(FIRST * 2 ** min(attempt, 10), LONGEST)
             try:
                 response = http.post(f"{self.endpoint.url}/chat/completions", json=body)
                 if response.status_code == 200:
@@ -201,10 +203,10 @@ class Client:
                 why = f"{type(error).__name__} {error}".strip()
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 why = f"an answer that is none ({type(error).__name__}: {error})"
-            if time.monotonic() + rest > max(self._answered_at, self._resume_at) + self.patience:
+            if time.monotonic() + rest > self._answered_at + self.patience:
                 raise self._silent(why)
             # by chance up to a half less, so that not all come back at once
-            self._wait(min(rest, LONGEST) * random.uniform(0.5, 1.0))
+            self._wait(rest * random.uniform(0.5, 1.0))
         raise AssertionError("it is asked until it answers or is given up")
 
     def _reply(self, body: dict[str, Any]) -> Reply:
