@@ -19,7 +19,7 @@ EMBEDDED = "embedded:student"
 NOBODY = "none"  # the teacher of a method that asks none
 REFERENCE = "reference"  # the third role: what a method holds the student or the teacher against
 TEACHERS = "values (exact, for tabular environments), sb3:FILE, python:FILE:FUNCTION, a saved policy"
-COPIES = "self:live, self:frozen, self:ema=DECAY or self:every=STEPS"
+COPIES = "self:live, self:frozen, self:ema=DECAY, self:every=STEPS or self:trust=RATE"
 NO_MAP = "Say stop_token=keep, or mask"
 
 
@@ -241,7 +241,7 @@ def check_device(device: str) -> None:
 
 
 def copy_of(student: Any, spec: str) -> Any:
-    """self:live, self:frozen, self:ema=0.99, self:every=100."""
+    """self:live, self:frozen, self:ema=0.99, self:every=100, self:trust=0.05."""
     from opd.teachers import copies
 
     kind, _, value = spec.removeprefix("self").removeprefix(":").partition("=")
@@ -255,6 +255,8 @@ def copy_of(student: Any, spec: str) -> Any:
                 return copies.EMA(student, float(value))
             case "every":
                 return copies.Snapshot(student, int(value))
+            case "trust":
+                return copies.TrustRegion(student, float(value))
     except ValueError:
         raise SettingError(f"teacher {spec!r}", got=repr(value), expected="a number") from None
     raise SettingError("unknown copy of the student", got=repr(spec), expected=COPIES)

@@ -1,8 +1,8 @@
 """An evaluation says what the student gets right on problems it never learned from, and how sure that is.
 
-Greedy and sampled answers, each with accuracy (a 95 % Wilson interval), length and truncation; pass@k; and, given a
-teacher, the reverse KL on the student's own fresh samples. A grade of 1 is right, anything less is not; a problem that
-the task can't grade is left out of every accuracy.
+Greedy and sampled answers, each with accuracy (a 95 % Wilson interval), length and truncation; pass@k; and on the
+fresh samples the writer's entropy and, given a teacher, the reverse KL. A grade of 1 is right, anything less is not; a
+problem that the task can't grade is left out of every accuracy.
 
 Axes: N decisions, P problems, k samples per problem, V vocabulary.
 """
@@ -17,9 +17,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from opd.dist import Dist
 from opd.errors import DataError, SettingError, TeacherError
-from opd.maths import reverse_kl
+from opd.maths import entropy, reverse_kl
 from opd.protocols import Student, Task, Teacher, Want, Writer, write_for
 from opd.rollout import STUDENT, Array, End, Problem, Rollout, Sampling, Visit, continued
 
@@ -58,8 +60,8 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """Reverse KL(student || teacher) in nats, with standard errors over problems (None for a single problem).
+class Nats:
+    """Reverse KL(student || teacher) or entropy, with standard errors over problems (None for a single problem).
 
     estimator "exact" sums over the vocabulary at every sampled position; "k1" is log p - log q of the sampled token.
     """
@@ -83,7 +85,8 @@ class Evaluation:
     seed: int
     greedy: Draws | None
     sampled: Draws | None
-    kl: Divergence | None
+    kl: Nats | None
+    entropy: Nats | None  # None where the writer's distributions can't be read
     grader_errors: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
@@ -150,13 +153,22 @@ class Marks:
 
 
 @dataclass
-class Distances:
-    """Sums of the KL by problem."""
+class Sums:
+    """Sums by problem of what is measured at every decision."""
 
     estimator: str
     sums: list[float] = field(default_factory=list[float])
     tokens: list[int] = field(default_factory=list[int])
     sequences: list[int] = field(default_factory=list[int])
+
+    def add(self, rows: Array, answers: Sequence[Sequence[Rollout]]) -> None:
+        """The numbers [N] of some problems' decisions; an answer without a decision is a sequence of sum 0."""
+        end = 0
+        for group in answers:
+            start, end = end, end + sum(one.n for one in group)
+            self.sums.append(float(rows[start:end].sum()))
+            self.tokens.append(end - start)
+            self.sequences.append(len(group))
 
 
 def evaluate(
@@ -181,7 +193,8 @@ def evaluate(
     problems = task.held_out if problems is None else problems
     sampling = Sampling(temperature=temperature, top_p=top_p, max_new=max_new)
     check(task, problems, samples, greedy, batch, sampling)
-    distances = Distances(estimator(writer, teacher, samples, sampling)) if teacher else None
+    distances = Sums(estimator(writer, teacher, samples, sampling)) if teacher else None
+    entropies = Sums("exact") if samples and readable(writer) else None
     before = errors(task)
     best: list[Marks] = []
     drawn: list[Marks] = []
@@ -193,8 +206,7 @@ def evaluate(
         if samples:
             answers = write(writer, some, prompts, sampling, samples, seed)
             drawn += mark(task, answers)
-            if teacher and distances:
-                measure(writer, teacher, answers, distances)
+            measure(writer, teacher, answers, distances, entropies)
         if progress:
             progress(start + len(some), len(problems))
     return Evaluation(
@@ -205,7 +217,8 @@ def evaluate(
         seed=seed,
         greedy=draws(best) if greedy else None,
         sampled=draws(drawn) if samples else None,
-        kl=divergence(distances) if distances else None,
+        kl=nats(distances) if distances else None,
+        entropy=nats(entropies) if entropies else None,
         grader_errors=dict(errors(task) - before),
     )
 
@@ -293,14 +306,19 @@ def mean(values: Any) -> float:
     return float(np.mean(list(values)))
 
 
-# ---- the distance from the teacher
+# ---- the distance from the teacher, and how undecided the writer is
+
+
+def readable(writer: Writer) -> bool:
+    """Whether the writer gives whole distributions; a student always does."""
+    return hasattr(writer, "read") and "dist" in getattr(writer, "can", {"dist"})
 
 
 def estimator(writer: Writer, teacher: Teacher, samples: int, sampling: Sampling) -> str:
     """ "exact" where both can give whole distributions, else "k1", which is unbiased on untouched samples only."""
     if not samples:
         raise SettingError("the KL is measured on sampled answers", got="samples=0", expected="at least 1")
-    if "dist" in teacher.can and hasattr(writer, "read"):
+    if "dist" in teacher.can and readable(writer):
         return "exact"
     if "chosen" not in teacher.can:
         got = f"one that can {sorted(teacher.can)}"
@@ -312,39 +330,50 @@ def estimator(writer: Writer, teacher: Teacher, samples: int, sampling: Sampling
     return "k1"
 
 
-def measure(writer: Writer, teacher: Teacher, answers: Sequence[Sequence[Rollout]], distances: Distances) -> None:
-    """Adds the KL of some problems' answers; an answer without a decision is a sequence at distance 0."""
-    contexts = [one for group in answers for one in group if one.n]
-    read = whole if distances.estimator == "exact" else sampled
-    rows = read(writer, teacher, contexts) if contexts else np.zeros(0)
-    end = 0
-    for group in answers:
-        start, end = end, end + sum(one.n for one in group)
-        distances.sums.append(float(rows[start:end].sum()))
-        distances.tokens.append(end - start)
-        distances.sequences.append(len(group))
-
-
 @torch.no_grad()
-def whole(writer: Writer, teacher: Teacher, contexts: Sequence[Rollout]) -> Array:
-    """[N] KL over the whole vocabulary at every sampled position, both models at temperature 1."""
-    ours = cast(Student, writer).read(contexts, Want(dist=True)).dist
-    theirs = teacher.read(contexts, Want(dist=True)).dist
-    if ours is None or theirs is None:
-        raise TeacherError(f"{teacher.name} or the student gave no distributions", expected="an answer to 'dist'")
+def measure(
+    writer: Writer,
+    teacher: Teacher | None,
+    answers: Sequence[Sequence[Rollout]],
+    distances: Sums | None,
+    entropies: Sums | None,
+) -> None:
+    """Adds what is measured of some problems' answers."""
+    contexts = [one for group in answers for one in group if one.n]
+    ours = cast(Student, writer).read(contexts, Want(dist=True)).dist if entropies and contexts else None
+    if entropies:
+        entropies.add(everywhere(ours, entropy) if ours is not None else np.zeros(0), answers)
+    if teacher and distances:
+        exact = distances.estimator == "exact"
+        rows = (whole(ours, teacher, contexts) if exact else sampled(teacher, contexts)) if contexts else np.zeros(0)
+        distances.add(rows, answers)
+
+
+def everywhere(ours: Dist, number: Callable[..., Tensor], *others: Dist) -> Array:
+    """[N] a number of whole distributions [n, V] at temperature 1, a chunk at a time."""
     rows: list[Array] = []
     for places in torch.arange(len(ours)).split(CHUNK):
         p = ours.index(places).logprobs()
-        q = theirs.index(places).logprobs().to(p)
-        if p.shape != q.shape:
-            got = f"{q.shape[-1]} words, the student has {p.shape[-1]}"
-            raise TeacherError(f"{teacher.name} has another vocabulary", got=got, remedy="Use a teacher that shares it")
-        rows.append(reverse_kl(p, q).double().cpu().numpy())
+        rows.append(number(p, *(one.index(places).logprobs().to(p) for one in others)).double().cpu().numpy())
     return np.concatenate(rows)
 
 
-@torch.no_grad()
-def sampled(writer: Writer, teacher: Teacher, contexts: Sequence[Rollout]) -> Array:
+def whole(ours: Dist | None, teacher: Teacher, contexts: Sequence[Rollout]) -> Array:
+    """[N] KL over the whole vocabulary at every sampled position."""
+    theirs = teacher.read(contexts, Want(dist=True)).dist
+    if ours is None or theirs is None:
+        raise TeacherError(f"{teacher.name} or the student gave no distributions", expected="an answer to 'dist'")
+
+    def distance(p: Tensor, q: Tensor) -> Tensor:
+        if p.shape != q.shape:
+            got = f"{q.shape[-1]} words, the student has {p.shape[-1]}"
+            raise TeacherError(f"{teacher.name} has another vocabulary", got=got, remedy="Use a teacher that shares it")
+        return reverse_kl(p, q)
+
+    return everywhere(ours, distance, theirs)
+
+
+def sampled(teacher: Teacher, contexts: Sequence[Rollout]) -> Array:
     """[N] log p - log q of the sampled tokens."""
     theirs = teacher.read(contexts, Want(chosen=True)).chosen
     ours = np.concatenate([one.columns["untruncated"] for one in contexts])
@@ -354,15 +383,15 @@ def sampled(writer: Writer, teacher: Teacher, contexts: Sequence[Rollout]) -> Ar
     return ours - theirs.double().cpu().numpy()
 
 
-def divergence(distances: Distances) -> Divergence:
+def nats(measured: Sums) -> Nats:
     """Means with errors over problems: a ratio of sums per token (linearised), a mean of means per sequence."""
-    sums, tokens = np.asarray(distances.sums), np.asarray(distances.tokens)
+    sums, tokens = np.asarray(measured.sums), np.asarray(measured.tokens)
     per_token = float(sums.sum() / max(tokens.sum(), 1))
-    per_sequence = sums / np.asarray(distances.sequences)
+    per_sequence = sums / np.asarray(measured.sequences)
     problems = len(sums)
     residual = math.sqrt(((sums - per_token * tokens) ** 2).sum() * problems / max(problems - 1, 1))
-    return Divergence(
-        estimator=distances.estimator,
+    return Nats(
+        estimator=measured.estimator,
         per_token=per_token,
         per_token_error=residual / max(float(tokens.sum()), 1.0) if problems > 1 else None,
         per_sequence=float(per_sequence.mean()),

@@ -209,40 +209,54 @@ def disagreement(lps: Sequence[Tensor]) -> Tensor:
     return entropy(mean) - torch.stack([entropy(lp) for lp in lps]).mean(0)
 
 
-def skew_kl(lp: Tensor, lq: Tensor, alpha: float) -> Tensor:
+def skew_kl(lp: Tensor, lq: Tensor, alpha: float | Tensor) -> Tensor:
     """KL(q || alpha q + (1 - alpha) p), forward KL at alpha = 0 and never above -log alpha.
 
-    Shapes: [N, K], [N, K] -> [N]. Raises ValueError unless 0 <= alpha < 1. Source: DistiLLM, arXiv 2402.03898.
+    Shapes: [N, K], [N, K], alpha a number or [N] -> [N]. Raises ValueError unless 0 <= alpha < 1, above 0 where there
+    are several. Source: DistiLLM, arXiv 2402.03898.
     """
     _require_skew(alpha)
-    if alpha == 0:
+    if not isinstance(alpha, Tensor) and alpha == 0:
         return forward_kl(lp, lq)
+    log_alpha, odds_alpha = _share(alpha, lp)
 
     def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
-        odds, mass = _odds(lp, lq, alpha), lq.exp()
-        value = _sum(logsigmoid(odds).sub_(math.log(alpha)).mul_(mass), mass)
+        odds, mass = (lq - lp).add_(odds_alpha), lq.exp()
+        value = _sum(logsigmoid(odds).sub_(log_alpha).mul_(mass), mass)
         return value, lambda: product(mass, odds.neg_().sigmoid_()).neg_()
 
     return _divergence(lp, lq, formula)
 
 
-def skew_reverse_kl(lp: Tensor, lq: Tensor, alpha: float, detach_mixture: bool = False) -> Tensor:
+def skew_reverse_kl(lp: Tensor, lq: Tensor, alpha: float | Tensor, detach_mixture: bool = False) -> Tensor:
     """KL(p || (1 - alpha) q + alpha p), reverse KL at alpha = 0 and never above -log alpha.
 
     `detach_mixture` holds the alpha p of the mixture still in the gradient, as the released DistiLLM-2 does.
-    Shapes: [N, K], [N, K] -> [N]. Raises ValueError unless 0 <= alpha < 1. Source: arXiv 2402.03898, 2503.07067.
+    Shapes and errors: as `skew_kl`. Source: arXiv 2402.03898, 2503.07067.
     """
     _require_skew(alpha)
-    if alpha == 0:
+    if not isinstance(alpha, Tensor) and alpha == 0:
         return reverse_kl(lp, lq)
+    log_alpha, odds_alpha = _share(alpha, lp)
 
     def formula(lp: Tensor, lq: Tensor) -> _ValueAndSlope:
-        odds, mass = _odds(lp, lq, 1 - alpha), lp.exp()
-        terms = logsigmoid(-odds).sub_(math.log(alpha)).mul_(mass)
+        odds, mass = (lq - lp).sub_(odds_alpha), lp.exp()
+        terms = logsigmoid(-odds).sub_(log_alpha).mul_(mass)
         value = _sum(terms, mass)
         return value, lambda: terms.add_(mass if detach_mixture else product(mass, odds.sigmoid_()))
 
     return _divergence(lp, lq, formula)
+
+
+def adaptive_skew(gap: Tensor, base: float) -> Tensor:
+    """1 - (1 - base) m / gap, m the mean gap: the share of each answer in a skew KL before it is cut to [floor, base].
+
+    An answer on which the two models are as far apart as on average gets `base`, one on which they are nearer less: it
+    is compared almost unmixed. Where gap and mean are both 0 it is `base`.
+    Shapes: [B] -> [B]. Source: the code of arXiv 2503.07067. INFERRED: the mean is over the batch.
+    """
+    share = 1 - (1 - base) * gap.mean() / gap
+    return share.masked_fill(share.isnan(), base)
 
 
 def mixture(lp: Tensor, ln: Tensor, rate: float) -> Tensor:
@@ -374,8 +388,17 @@ def _require_beta(beta: float) -> None:
     demand(0 <= beta <= 1, f"got beta={beta}, expected 0 (forward KL) to 1 (reverse KL): choose a value in between.")
 
 
-def _require_skew(alpha: float) -> None:
-    demand(0 <= alpha < 1, f"got alpha={alpha}, expected 0 <= alpha < 1: at 1 a skew KL is identically zero.")
+def _require_skew(alpha: float | Tensor) -> None:
+    fits = bool(((alpha > 0) & (alpha < 1)).all()) if isinstance(alpha, Tensor) else 0 <= alpha < 1
+    demand(fits, f"got alpha={alpha}, expected 0 <= alpha < 1: at 1 a skew KL is identically zero.")
+
+
+def _share(alpha: float | Tensor, like: Tensor) -> tuple[Any, Any]:
+    """log alpha and log alpha / (1 - alpha), as numbers or as [N, 1]."""
+    if not isinstance(alpha, Tensor):
+        return math.log(alpha), math.log(alpha) - math.log1p(-alpha)
+    column = upcast(alpha.to(like.device)).unsqueeze(-1)
+    return column.log(), column.logit()
 
 
 def _require_power(alpha: float) -> None:

@@ -68,6 +68,12 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "tokens whose reward was cut to its bound before it was summed",
             "near 0; more means that the teacher rules out what the student writes.",
         ),
+        "skew": Metric(
+            "share",
+            "the share of the other model that is mixed in before the two are compared, mean over tokens",
+            "at most the one that was asked for.",
+        ),
+        "skew.cut": Metric("share", "tokens of answers whose share was cut to its bounds"),
         "written.chance": Metric(
             "share", "the chance that a batch holds the student's own text", "rises when `held_back.loss` does."
         ),
@@ -281,6 +287,12 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "eval.sampled*": Metric("", "the same of sampled answers"),
         "eval.reverse_kl": Metric("nats", "KL(student || teacher) per token on fresh samples", "falling."),
         "eval.reverse_kl.error": Metric("nats", "its standard error over problems"),
+        "eval.entropy": Metric(
+            "nats",
+            "the student's mean entropy per token of fresh samples, at temperature 1",
+            "falls towards the teacher's, not to 0.",
+        ),
+        "eval.entropy.error": Metric("nats", "its standard error over problems"),
     },
 }
 METRICS = {name: metric for group in GROUPS.values() for name, metric in group.items()}

@@ -32,8 +32,9 @@ def exam_line(step: int, result: dict[str, Any]) -> dict[str, Any]:
             if returned := drawn.get("returned"):  # runs of before have none
                 line |= {f"eval.{kind}.return": returned["value"], f"eval.{kind}.return.low": returned["low"]}
                 line |= {f"eval.{kind}.return.high": returned["high"]}
-    if kl := result["kl"]:
-        line |= {"eval.reverse_kl": kl["per_token"], "eval.reverse_kl.error": kl["per_token_error"]}
+    for name, found in (("reverse_kl", result["kl"]), ("entropy", result.get("entropy"))):  # runs of before have none
+        if found:
+            line |= {f"eval.{name}": found["per_token"], f"eval.{name}.error": found["per_token_error"]}
     return line
 
 

@@ -1,6 +1,7 @@
 """A run: from settings to a folder that holds everything that was asked, done and learned, and can be continued.
 
 RUN/run.toml             all settings as resolved, versions, git state
+    prompts.json         the words in which a reader was told more than the student, with their versions
     metrics.jsonl        one line per step, and one per examination
     drafts/  rows/       marked-up answers before and after; tables of rows of some steps
     episodes/            pictures of a policy in its environment, before and after
@@ -24,7 +25,7 @@ import tomli_w
 from safetensors.torch import save_file
 
 from opd import cast as casting
-from opd import elsewhere
+from opd import elsewhere, prompts
 from opd.build import build
 from opd.checkpoint import checkpoints, forget_old, load_state, save_state, write_folder, write_text
 from opd.doctor import Case, Finding, at_start
@@ -86,6 +87,8 @@ class Run:
         played |= casting.specs(settings, training.method)
         write_text(folder / "run.toml", tomli_w.dumps(resolved(settings) | played))
         elsewhere.write(folder, training.cast)
+        if told := prompts.prompts(training.method):
+            write_text(folder / prompts.FILE, prompts.written(told))
         return run
 
     @classmethod
@@ -98,6 +101,7 @@ class Run:
         settings = Settings.of(**{**values, "out": str(path)})
         run = cls(settings, path, build(settings), resumed=True, watches=list(watches))
         elsewhere.check(path, run.training.cast, settings.another_teacher)
+        prompts.check_unchanged(path, prompts.prompts(run.training.method))
         if saved := checkpoints(path / "checkpoints"):
             run.load(saved[-1])
         return run

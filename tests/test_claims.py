@@ -1,6 +1,7 @@
 """Claims: every file is a comparison that can be made, and a verdict says what the intervals allow."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from opd.claims import claim as claims
 from opd.claims import models, page
 from opd.claims.claim import Case, Claim
 from opd.claims.course import contest_of, reproduce
+from opd.claims.figure import LEFT, WIDTH, figure
 from opd.claims.verdict import concluded, judged
 from opd.cli.main import main
 from opd.compare.outcome import Field, look
@@ -112,7 +114,7 @@ def test_a_whole_reproduction_goes_on_where_it_was(tmp_path):
     first = reproduce("sampled_token", found, 2, 2, tmp_path, onlooker, said.append)
     metrics = sorted(tmp_path.glob("runs/*/metrics.jsonl"))
     before = [file.stat().st_mtime_ns for file in metrics]
-    assert len(metrics) == 4 and said == ["case 1 of 1: it is tried"]
+    assert len(metrics) == 6 and said == ["case 1 of 1: it is tried"]
     assert reproduce("sampled_token", found, 2, 2, tmp_path, onlooker, said.append) == first
     assert [file.stat().st_mtime_ns for file in metrics] == before
     (written,) = page.results(tmp_path)
@@ -121,7 +123,7 @@ def test_a_whole_reproduction_goes_on_where_it_was(tmp_path):
     reproduce("sampled_token", shared, 2, 2, tmp_path, onlooker, said.append)
     assert [file.stat().st_mtime_ns for file in metrics] == before  # the runs of another comparison are not made again
     assert len(list(tmp_path.glob("runs/shuffled*/summary.json"))) == 3
-    text = page.document([written])
+    text = page.document([written], "", "methods")
     assert "| `sft` |" in text and "opd reproduce sampled_token --seeds 2" in text and "When it is tried" in text
 
 
@@ -160,20 +162,35 @@ def test_the_page_of_all_claims(tmp_path, capsys):
     assert main(["reproduce", "--out", str(out), "--page", str(file)]) == 2
     assert "nothing was tried" in capsys.readouterr().err and not file.exists()
     (out / "gkd").mkdir(parents=True)
-    value = {"value": 0.5, "low": 0.4, "high": 0.6}
+    value, better = {"value": 0.5, "low": 0.4, "high": 0.6}, {"value": 0.8, "low": None, "high": None}
     tried = {
         "method": "gkd", "seeds": 2, "verdict": "not shown", "says": "S.", "numbers": "N.", "here": "H.",
         "cases": [{
-            "case": case().model_dump(mode="json"), "values": {"gkd:lam=1": value, "sft": value}, "holds": False,
+            "case": case().model_dump(mode="json"), "values": {"gkd:lam=1": better, "sft": value}, "holds": False,
             "rates": {"gkd:lam=1": 1e-3, "sft": 3e-3}, "broken": [],
             "standings": [{"other": "sft", "difference": {"value": 0.0, "low": -0.1, "high": 0.1}, "word": "worse"}],
         }],
     }  # fmt: skip
     (out / "gkd" / "claim.json").write_text(json.dumps(tried))
+    (out / "side_by_side.md").write_text("All methods.")
     assert main(["reproduce", "--out", str(out), "--page", str(file)]) == 0
     text = file.read_text()
     assert "| [`gkd`](#gkd-not-shown) | S. | not shown |" in text
     assert "| `sft` | 0.003 | 50.0 (40.0 to 60.0) | +0.0 (-10.0 to +10.0) | worse |" in text
+    assert "## Side by side\n\nAll methods." in text and "](methods/gkd.svg)" in text
+
+
+def test_a_drawing_places_values_and_intervals_on_one_scale(tmp_path):
+    value, better = {"value": 0.5, "low": 0.4, "high": 0.6}, {"value": 0.8, "low": None, "high": None}
+    one = {"case": case().model_dump(mode="json"), "values": {"gkd:lam=1": better, "sft": value}}
+    drawn = ElementTree.fromstring(figure({"method": "gkd", "verdict": "v", "cases": [one]}, {"sampled": 100.0}, {}))
+    name = "{http://www.w3.org/2000/svg}"
+    dots = [float(dot.get("cx")) for dot in drawn.iter(f"{name}circle")]
+    (line,) = drawn.iter(f"{name}line")
+    assert dots == [LEFT + WIDTH, LEFT + WIDTH / 4] and [float(line.get(x)) for x in ("x1", "x2")] == [300.0, 490.0]
+    assert {"80.0", "50.0"} <= {text.text for text in drawn.iter(f"{name}text")}
+    nothing = {"case": case().model_dump(mode="json"), "values": {}}
+    ElementTree.fromstring(figure({"method": "<&>", "verdict": "not shown", "cases": [nothing]}, {}, {}))
 
 
 def test_the_command_lists_claims_and_refuses_what_has_none(capsys, tmp_path):

@@ -369,7 +369,7 @@ def test_vectors_for_observations_and_an_expert_that_is_a_function(pole, tmp_pat
     )
 
 
-@pytest.mark.parametrize("teacher", ["self:frozen", "self:ema=0.9"])
+@pytest.mark.parametrize("teacher", ["self:frozen", "self:ema=0.9", "self:trust=0.1"])
 def test_a_copy_of_a_policy_teaches(tmp_path, teacher):
     settings = Settings.of(
         method="gkd", parameters={"lam": 1.0}, task=FROZEN, teacher=teacher, steps=2, batch=2, lr=1e-2, max_new=10,

@@ -240,6 +240,20 @@ def test_a_teacher_of_sampled_tokens_gives_k1_and_says_so():
     assert kl.per_sequence == pytest.approx(sum(float(student.table[s] - teacher.table[s]) for s in steps))
 
 
+def test_the_entropy_by_hand_with_and_without_a_teacher():
+    student = Table({"a": ["12."], "b": ["3."]})
+    per_letter = -(student.table.exp() * student.table).sum(-1)
+    h0, h1 = (sum(float(per_letter[LETTERS.index(x)]) for x in before) for before in ("a12", "b3"))
+    for teacher in (None, Table({}, bigram(1)), Table({}, bigram(1), can=frozenset({"chosen"}))):
+        found = evaluate(student, task_of("1", "2"), teacher=teacher).entropy
+        assert found and found.estimator == "exact" and found.tokens == 5
+        assert found.per_token == pytest.approx((h0 + h1) / 5)
+        assert found.per_sequence == pytest.approx((h0 + h1) / 2)
+        assert found.per_token_error == pytest.approx(abs(h0 - found.per_token * 3) * 2 / 5)
+    assert evaluate(student, task_of("1", "2"), samples=0).entropy is None
+    assert evaluate(Table({"a": ["1."]}, can=frozenset({"text"})), task_of("1")).entropy is None
+
+
 def test_a_teacher_of_another_vocabulary_is_refused():
     with pytest.raises(TeacherError, match="another vocabulary"):
         evaluate(Table({"a": ["1."]}), task_of("1"), teacher=Table({}, torch.zeros(V, V + 1).log_softmax(-1)))
@@ -247,4 +261,10 @@ def test_a_teacher_of_another_vocabulary_is_refused():
 
 def test_answers_without_a_token_are_no_crash():
     done = evaluate(Table({"a": [""], "b": ["1."]}), task_of("1", "1"), teacher=Table({}, bigram(1)))
-    assert done.kl and done.kl.tokens == 2 and done.sampled and done.sampled.length == 1.0
+    assert (
+        done.kl
+        and done.entropy
+        and done.kl.tokens == done.entropy.tokens == 2
+        and done.sampled
+        and done.sampled.length == 1.0
+    )

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from opd import recipes
+from opd.contract import check
 from opd.errors import OpdError
 from opd.maths import ppo_clip
 from opd.parts.groups import GroupAdvantage, LeaveOneOut, LessBatch, Mixed, Saved, SkipTrivial, Whitened
@@ -84,6 +86,21 @@ def test_reward_and_distillation_are_mixed_by_weight():
     assert mixed.tolist() == pytest.approx([0.35, 0.45, 0.05, 0.15])
     with pytest.raises(OpdError):
         Mixed(())
+
+
+def test_the_common_form_adds_rewards_to_the_log_ratio_undiscounted():
+    build, weight = recipes.load("sampled_token"), 0.5
+    ratio = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    columns = {"teacher.chosen": ratio, "untruncated": torch.zeros(4), "episode": torch.tensor([0, 0, 1, 1])}
+    columns["row"] = torch.tensor([0, 1, 0, 1])
+    rows = table([(1, 0)]).plus(**columns)
+    mixed = build(n=2, gamma=1.0, reward=weight).credit(rows)["advantage"]
+    assert mixed.tolist() == pytest.approx([3 + weight / 2, 2 + weight / 2, 7 - weight / 2, 4 - weight / 2])
+    assert build(n=2, gamma=1.0).credit(rows)["advantage"].tolist() == pytest.approx([3, 2, 7, 4])
+    assert build(reward=weight).needs_reward and not build().needs_reward
+    assert len(list(check(lambda: build(reward=weight, n=2)))) > 5
+    with pytest.raises(OpdError, match="rewards are compared"):
+        build(reward=weight, n=1)
 
 
 def test_the_dual_clip_bounds_only_a_negative_advantage():

@@ -12,7 +12,7 @@ from test_loop import training
 
 from opd import maths, recipes
 from opd.checkpoint import load_state, save_state
-from opd.contract import gradients, toy_cast, toy_groups
+from opd.contract import anatomy, check, gradients, toy_cast, toy_groups
 from opd.dist import TableDist
 from opd.errors import MethodError, OpdError
 from opd.lab.toy import problems
@@ -26,6 +26,7 @@ from opd.parts.memory import Memory, packed, unpacked
 from opd.parts.observe import Noted
 from opd.parts.rounds import Fading
 from opd.parts.sample import OneTurn
+from opd.parts.skew import AdaptiveSkew
 from opd.rollout import OTHER, STUDENT, TEACHER, Group, Rollout, Sampling, Visit
 from opd.rows import Rows
 from opd.step import prepare
@@ -160,6 +161,59 @@ def test_each_text_has_its_own_divergence_and_its_own_mean():
                        torch.autograd.grad(total, list(cast["student"].parameters())), strict=True))  # fmt: skip
     ours = gradients(method, cast["student"], rows, sequences)
     assert max(float((ours[name] - by_hand[name]).abs().max()) for name in ours) < 1e-12
+
+
+def test_the_adaptive_share_is_the_base_at_the_mean_gap_and_less_on_what_is_learned():
+    gap = torch.tensor([0.4, 0.2, 0.3], dtype=torch.float64)
+    share = maths.adaptive_skew(gap, 0.1)
+    assert share.tolist() == pytest.approx([1 - 0.9 * 0.75, 1 - 0.9 * 1.5, 0.1])
+    assert maths.adaptive_skew(torch.zeros(3), 0.1).tolist() == pytest.approx([0.1] * 3)
+
+
+@pytest.mark.parametrize("divergence", [maths.skew_kl, maths.skew_reverse_kl])
+def test_shares_by_row_are_the_skew_kl_of_each(divergence):
+    lp, lq = (
+        torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(s)).log_softmax(-1)
+        for s in (0, 1)
+    )
+    lp.requires_grad_()
+    shares = torch.tensor([0.01, 0.1, 0.3, 0.9], dtype=torch.float64)
+    ours = divergence(lp, lq, shares)
+    each = torch.cat([divergence(lp[i : i + 1], lq[i : i + 1], float(shares[i])) for i in range(4)])
+    assert torch.allclose(ours, each, atol=1e-15)
+    slopes = [torch.autograd.grad(x.sum(), lp)[0] for x in (ours, each)]
+    assert torch.allclose(*slopes, atol=1e-15)
+    with pytest.raises(ValueError, match="alpha"):
+        divergence(lp, lq, torch.tensor([0.1, 0.0, 0.1, 0.1]))
+
+
+def test_each_writers_answers_have_shares_by_their_own_gaps():
+    """By hand, with the gap's sign turned on the student's answers, a row that is masked, and a share that is cut."""
+    ours = torch.tensor([0.2, 0.2, 0.4, 0.9, 0.7, 0.001]).log()
+    theirs = torch.tensor([0.6, 0.6, 0.6, 0.1, 0.6, 0.9]).log()
+    columns = {
+        "sequence": torch.tensor([0, 0, 1, 2, 3, 3]), "group": torch.zeros(6), "own.chosen": ours,
+        "author": torch.tensor([TEACHER] * 3 + [OTHER] * 3), "teacher.chosen": theirs,
+        "keep": torch.tensor([True] * 5 + [False]),
+    }  # fmt: skip
+    rows = AdaptiveSkew(0.5)(Rows(columns))
+    # the teacher's: gaps .4 and .2, mean .3, shares 1 - .5 * .75 and 1 - .5 * 1.5; the other's: .8 and .1, mean .45
+    assert rows["skew"].tolist() == pytest.approx([0.5, 0.5, 0.25, 0.5, 0.01, 0.01])
+    assert rows["skew.cut"].tolist() == [1, 1, 0, 1, 1, 1]
+
+
+def test_the_adaptive_alpha_keeps_the_contract_is_measured_and_is_another_method():
+    build = recipes.load("distillm2")
+    assert len(list(check(lambda: build(adaptive=True)))) > 5
+    assert anatomy(lambda: build(adaptive=True)).passes["student reads"] == 1
+    cast = toy_cast(build())
+    fixed, adaptive = (
+        gradients(build(adaptive=a), cast["student"], *prepare(toy_groups(build(), cast), build(adaptive=a), cast, 0))
+        for a in (False, True)
+    )
+    assert max(float((fixed[name] - adaptive[name]).abs().max()) for name in fixed) > 1e-4
+    metrics = one_step(training(build(adaptive=True, alpha=0.4))).metrics
+    assert 0.01 <= metrics["skew"] < 0.4 and 0 < metrics["skew.cut"] <= 1
 
 
 def test_who_wrote_marks_kept_rows_only():
@@ -455,6 +509,7 @@ def test_a_run_that_is_cut_in_two_takes_the_same_steps(name, tmp_path):
         ("distillm", {"memory": 0}),
         ("distillm2", {"alpha": -0.1}),
         ("distillm2", {"beta": 3.0}),
+        ("distillm2", {"alpha": 0.0, "adaptive": True}),
         ("decoupled", {"lam": 2.0}),
         ("decoupled", {"ladder": (8, 4)}),
         ("decoupled", {"ladder": (4,), "every": 0}),
@@ -472,4 +527,5 @@ def test_published_defaults():
     assert (mini["clip"], mini["epochs"], mini["single"], mini["own"]) == (0.2, 4, 1.0, True)
     assert (one["alpha"], one["start"], one["memory"]) == (0.1, 0.0, 1000)
     assert (two["alpha"], two["beta"], two["detach"], two["temperature"]) == (0.1, 1.0, False, 0.8)
+    assert two["adaptive"] is False
     assert (four["lam"], four["source"], four["top_p"], four["top_k"]) == (1.0, "student", 0.95, 20)

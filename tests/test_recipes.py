@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from opd import recipes
+from opd.cli.methods import toy_build
+from opd.cli.wording import needed
 from opd.contract import anatomy, check, distance, gradients, toy_cast, toy_groups
 from opd.errors import OpdError
 from opd.lab.toy import ToyModel
@@ -142,10 +144,29 @@ def test_file_is_short_and_says_its_paper_and_equation(name):
     text = resources.files("opd.recipes").joinpath(f"{name}.py").read_text()
     described = recipes.describe(name)
     assert "arXiv" in described.paper or "Lab" in described.paper
-    assert described.equation.startswith("L =")
+    assert described.equation.startswith("L =") and described.when.endswith(".")
     code = text.split('"""\n', 1)[1]
     assert len([line for line in code.splitlines() if line.strip()]) <= 60
     assert all(parameter.help for parameter in described.parameters), "every parameter has a line of help"
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("sampled_token", ["the teacher's log-probs"]),
+        ("sft", ["the teacher's text"]),
+        ("gkd", ["the teacher's distribution", "the teacher's text"]),
+        ("local_support", ["the teacher's best K"]),
+        ("extrapolated", ["the teacher's log-probs", "the teacher's best K", "a copy of the student"]),
+        ("opsd", ["a copy of the student", "references"]),
+        ("stable_opd", ["the teacher's log-probs", "a copy of the student", "references"]),
+        ("rlsd", ["a copy of the student", "references", "a verifier"]),
+        ("representation", ["the teacher's hidden states"]),
+        ("constant_negative", []),
+    ],
+)
+def test_what_a_method_needs(name, needs):
+    assert needed(recipes.load(name)(), anatomy(toy_build(name, {})).passes) == needs
 
 
 def test_published_defaults():

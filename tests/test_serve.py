@@ -285,6 +285,13 @@ def long_writing(n=8):
     return wire.writing([np.array([3])], Sampling(max_new=120, stop=()), [list(range(n * 20))], 45)
 
 
+def until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_a_flood_is_refused_and_others_are_still_served(server):
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         flood = [pool.submit(server.post, "/v1/text", long_writing(), opd_client="flood") for _ in range(10)]
@@ -310,11 +317,8 @@ def test_a_client_that_disappears_harms_nobody(server):
             connection.sendall(head.encode() + sent)
             time.sleep(0.2)
     assert server.post("/v1/score", asked(some(), Want(chosen=True))).status_code == 200
-    until = time.monotonic() + 20
-    while server.get("/v1/health").json()["waiting"] and time.monotonic() < until:
-        time.sleep(0.1)
-    assert server.get("/v1/health").json()["waiting"] == 0
-    assert "opd_gone_total 2" in server.get("/metrics").text
+    until(lambda: not server.get("/v1/health").json()["waiting"])
+    until(lambda: "opd_gone_total 2" in server.get("/metrics").text)
 
 
 # ---- the desk
@@ -399,7 +403,7 @@ def test_a_server_finishes_what_it_accepted(folder, tmp_path):
     token = (tmp_path / "opd" / "serve-token").read_text().strip()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(served.post, "/v1/text", long_writing(), authorization=f"Bearer {token}")
-        time.sleep(0.4)
+        until(lambda: served.get("/v1/health").json()["waiting"])
         assert not answer.done()
         assert served.stop() == 0
         content = answer.result().content

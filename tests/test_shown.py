@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opd import maths
-from opd.contract import distance, gradients, toy_cast, toy_groups
+from opd.contract import check, distance, gradients, toy_cast, toy_groups
 from opd.dist import TableDist
 from opd.errors import DataError, OpdError
 from opd.lab.toy import problems
@@ -145,6 +145,28 @@ def test_dropped_mass_pushes_the_student_off_its_best_tokens_whatever_the_teache
         assert slope(kept, z, rows).abs().max() < 1e-15
         sizes.append(float(mass.abs().max()))
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_best_tokens_of_both_are_each_counted_once():
+    """By hand on six words: the student's best are 0 and 1, the teacher's 1 and 2."""
+    p = torch.tensor([0.5, 0.3, 0.02, 0.08, 0.06, 0.04], dtype=torch.float64)
+    q = torch.tensor([0.1, 0.5, 0.3, 0.05, 0.03, 0.02], dtype=torch.float64)
+    rows, merged = table(q.log()[None]), slice(0, 3)
+    for renorm in (False, True):
+        a, b = (x[merged] / (x[merged].sum() if renorm else 1) for x in (p, q))
+        loss = load("opcd")(k=2, support="both", renorm=renorm).terms["match"].loss
+        assert loss(student(p.log(), 1), rows).item() == pytest.approx(float((a * (a / b).log()).sum()), abs=1e-15)
+        alone = load("opcd")(k=2, renorm=renorm).terms["match"].loss
+        assert abs(alone(student(p.log(), 1), rows) - loss(student(p.log(), 1), rows)) > 1e-2
+    same = load("opcd")(k=2, support="both").terms["match"].loss
+    own = load("opcd")(k=2).terms["match"].loss
+    own_rows = table(p.log()[None])
+    assert torch.equal(slope(same, p.log(), own_rows), slope(own, p.log(), own_rows))  # one support where they agree
+    assert distance(toy("opcd", k=7)[0], toy("opcd", k=7, support="both")[0]) < 1e-14
+    assert distance(toy("opcd", k=2)[0], toy("opcd", k=2, support="both")[0]) > 1e-3
+    assert len(list(check(lambda: load("opcd")(k=2, support="both")))) > 5
+    with pytest.raises(OpdError):
+        load("opcd")(support="teacher")
 
 
 # ------------------------------------------------------------------------------------------------------ ar_opd

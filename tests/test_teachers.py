@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from opd.cast import copy_of
 from opd.dist import HeadDist, TableDist, TopDist
 from opd.engines.hf import HFModel
 from opd.errors import SettingError, TeacherError
 from opd.protocols import Want
 from opd.rollout import Problem, Rollout, Sampling, continued
-from opd.teachers.copies import EMA, Frozen, Itself, Snapshot
+from opd.teachers.copies import EMA, Frozen, Itself, Snapshot, TrustRegion
 from opd.teachers.fake import FakeTeacher
 from opd.teachers.local import LocalTeacher
 
@@ -135,6 +136,34 @@ def test_the_average_has_its_closed_form(tmp_path, lora):
         EMA(student, decay=1.1)
 
 
+@pytest.mark.parametrize("lora", [None, 2])
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_a_trust_region_lies_between_the_start_and_the_student(tmp_path, lora, rate):
+    student = models.engine(tmp_path, lora=lora)
+    teacher, start, written = TrustRegion(student, rate), Frozen(student), rollouts(student)
+    learn(student, 0)
+    teacher.follow(student, 1)
+    then, now = (one.read(written, Want(dist=True)).dist.logprobs() for one in (start, student))
+    expected = ((1 - rate) * then + rate * now).log_softmax(-1)
+    answer = teacher.read(written, Want(chosen=True, dist=True, topk=4))
+    torch.testing.assert_close(answer.dist.logprobs(), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(answer.chosen, answer.dist.chosen, rtol=0, atol=1e-12)
+    assert teacher.live and "text" not in teacher.can and (then - now).abs().max() > 0.1
+    best = teacher.read(written, Want(topk=4)).dist
+    torch.testing.assert_close(best.values, expected.topk(4).values, rtol=0, atol=1e-12)
+    ids = [one.with_columns(ids=np.tile([5, 6], (one.n, 1))) for one in written]
+    torch.testing.assert_close(teacher.read(ids, Want(gather="ids")).gathered, expected[:, 5:7], rtol=0, atol=1e-12)
+
+
+def test_a_trust_region_has_a_rate_and_does_not_write(tmp_path):
+    student = models.engine(tmp_path)
+    with pytest.raises(SettingError):
+        TrustRegion(student, 1.5)
+    with pytest.raises(TeacherError):
+        TrustRegion(student, 0.1).write([np.array([3])], Sampling(), [[0]])
+    assert copy_of(student, "self:trust=0.05").rate == 0.05
+
+
 def test_a_slow_average_moves_in_half_precision(tmp_path):
     student = models.engine(tmp_path, dtype=torch.bfloat16)
     teacher = EMA(student, decay=0.9999)
@@ -146,7 +175,9 @@ def test_a_slow_average_moves_in_half_precision(tmp_path):
     assert chosen(teacher, rollouts(student)).isfinite().all()
 
 
-@pytest.mark.parametrize("make", [lambda s: Snapshot(s, every=2), lambda s: EMA(s, 0.7), Frozen])
+@pytest.mark.parametrize(
+    "make", [lambda s: Snapshot(s, every=2), lambda s: EMA(s, 0.7), Frozen, lambda s: TrustRegion(s, 0.3)]
+)
 def test_copies_are_restored_exactly(tmp_path, make):
     student = models.engine(tmp_path)
     teacher = make(student)

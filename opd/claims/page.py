@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from opd.checkpoint import write_text
+from opd.claims.figure import figure
 
 HEAD = """# Methods: what their papers claim, and what is seen here
 
@@ -74,12 +77,23 @@ def number(interval: Mapping[str, Any], scale: float, signed: bool = False) -> s
     return f"{text} ({scale * interval['low']:{sign}.{digits}f} to {scale * interval['high']:{sign}.{digits}f})"
 
 
-def document(found: Iterable[Mapping[str, Any]]) -> str:
-    """All sections, after a list of the verdicts."""
-    found = list(found)
-    head = "| method | its claim | verdict |\n|---|---|---|\n"
+def document(found: Sequence[Mapping[str, Any]], side_by_side: str, pictures: str) -> str:
+    """All sections with their drawings (in folder `pictures`), after the verdicts and a table of all methods."""
+    head = "## Claims\n\n| method | its claim | verdict |\n|---|---|---|\n"
     rows = "".join(f"| [`{r['method']}`](#{anchor(r)}) | {r['says']} | {r['verdict']} |\n" for r in found)
-    return HEAD + head + rows + "\n" + "\n".join(section(result) for result in found)
+    table = f"## Side by side\n\n{side_by_side}\n" if side_by_side else ""
+    drawn = (f"{section(r)}\n![The same numbers, drawn]({pictures}/{r['method']}.svg)\n" for r in found)
+    return HEAD + table + head + rows + "\n" + "\n".join(drawn)
+
+
+def write(out: Path, file: Path) -> None:
+    """The page of everything that was tried in `out`, and the drawings in a folder of its name beside it."""
+    found, table = results(out), out / "side_by_side.md"
+    pictures = file.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    for result in found:
+        write_text(pictures / f"{result['method']}.svg", figure(result, SCALES, WORDS))
+    write_text(file, document(found, table.read_text(encoding="utf-8") if table.is_file() else "", pictures.name))
 
 
 def anchor(result: Mapping[str, Any]) -> str:

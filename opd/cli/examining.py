@@ -96,7 +96,7 @@ def examined(model: str, exam: Exam) -> tuple[Evaluation, Removability | None]:
     )  # fmt: skip
     if not told or found.greedy is None:
         return found, None
-    return found, removability.examine(student, task, told, found.greedy, max_new=exam.max_new)
+    return found, removability.examine(student, task, problems, told, found.greedy, max_new=exam.max_new)
 
 
 def progress(done: int, total: int) -> None:
@@ -115,9 +115,10 @@ def lines(model: str, found: Evaluation) -> list[str]:
         if draws:
             accuracy = share(plain, name) if name in plain else "nothing could be graded"
             words += ["", how, *(f"  {told(head):<12}{told(text)}" for head, text in draws_words(draws, accuracy))]
-    if kl := found.kl:
-        error = "" if kl.per_token_error is None else f" ± {kl.per_token_error:.2g}"
-        words += ["", f"reverse KL to the teacher  {kl.per_token:.4g}{error} {told('nats per token')} ({kl.estimator})"]
+    for what, nats in (("entropy", found.entropy), ("reverse KL to the teacher", found.kl)):
+        if nats:
+            error = "" if nats.per_token_error is None else f" ± {nats.per_token_error:.2g}"
+            words += ["", f"{what}  {nats.per_token:.4g}{error} {told('nats per token')} ({nats.estimator})"]
     words += [f"the grader failed {n} times: {what}" for what, n in found.grader_errors.items()]
     return words
 
@@ -129,6 +130,10 @@ def context_lines(found: Removability) -> list[str]:
         *((name, proportion(one) if one else "nothing was right without it") for name, one in kinds.items()),
         ("length", f"{found.longer:+.1%}"),
     ]
+    if found.cosine:
+        ends = [end(found.cosine, key=lambda layer: found.cosine[layer]) for end in (min, max)]
+        least, most = (f"{found.cosine[layer]:.4f} in layer {layer}" for layer in ends)
+        words += [("states", f"cosine between the two prompts {least} to {most}")]
     title = f"greedy, right with the context before the question ({found.problems} problems)"
     return ["", title, *(f"  {head:<12}{text}" for head, text in words)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opd import recipes
@@ -13,6 +13,7 @@ from opd.cli import options
 from opd.errors import MethodError, SettingError
 
 if TYPE_CHECKING:
+    from opd.contract import Anatomy
     from opd.method import Method
 
 TOY_VOCABULARY, TOY_K = 7, 3
@@ -64,31 +65,23 @@ def show(words: list[str]) -> int:
         text = "A method: what its docstring says, its slots, the columns and model passes of a batch, its parameters."
         print(options.page(["opd show METHOD"], text))
         return 0
+    from opd import contract
+    from opd.cli.wording import needed
+    from opd.prompts import prompts
+
     name = options.one_place(options.parse(words, (), "show")[0], "method", "show")
     described = recipes.describe(name)
     print(f"{name}\n{'=' * len(name)}\n\n{described.text}\n")
-    method = recipes.load(name)()
+    method, seen = recipes.load(name)(), contract.anatomy(toy_build(name, {}))
     print("Slots")
-    table(slots(method))
+    table([("needs", ", ".join(needed(method, seen.passes)) or "nothing but a student and problems"), *slots(method)])
     for shown in prompts(method):
-        print(f"\nA reader is shown\n{textwrap.indent(shown, '  | ', lambda line: True)}")
+        print(f"\nAsked for {', '.join(shown.asks)}, a reader is shown ({shown.name}.txt, version {shown.version})")
+        print(textwrap.indent(shown.text, "  | ", lambda line: True))
     print("\nColumns and model passes of one batch")
-    table(anatomy(name, {}))
+    table(anatomy(seen))
     print(options.listed(options.of_method(name)))
     return 0
-
-
-def prompts(method: Method) -> list[str]:
-    """The templates of all prompts that say more than the writer knew, each once."""
-    return list(dict.fromkeys(text for ask in method.teach for text in templates(ask.view)))
-
-
-def templates(view: Any) -> Iterator[str]:
-    """Those of a view, and of the views that it is made of."""
-    if hasattr(view, "template"):
-        yield view.template
-    for inner in (*getattr(view, "views", ()), *([view.view] if hasattr(view, "view") else ())):
-        yield from templates(inner)
 
 
 def slots(method: Method) -> list[tuple[str, str]]:
@@ -112,11 +105,8 @@ def slots(method: Method) -> list[tuple[str, str]]:
     return lines
 
 
-def anatomy(name: str, parameters: dict[str, Any]) -> list[tuple[str, str]]:
-    """What one batch on the toy reads, writes and costs."""
-    from opd import contract
-
-    seen = contract.anatomy(toy_build(name, parameters))
+def anatomy(seen: Anatomy) -> list[tuple[str, str]]:
+    """What one batch on the toy read, wrote and cost."""
     return [
         ("read", ", ".join(seen.reads) or "none beside the built-in ones"),
         ("written", ", ".join(seen.writes) or "none"),

@@ -14,7 +14,12 @@ OPTIONS = [
     Option("seeds", "int", 5, "runs of every method, with seeds 0 to N-1"),
     Option("jobs", "int", 0, "runs at a time; default: one per core"),
     Option("out", "Path", "runs/reproduce", "folder; the same command again goes on from what is there"),
-    Option("page", "Path", "", "a Markdown file for everything that was tried in --out so far"),
+    Option(
+        "page",
+        "Path",
+        "",
+        "a Markdown file for everything that was tried in --out so far; drawings go to a folder of its name",
+    ),
 ]
 USAGE = ("opd reproduce METHOD [options]", "opd reproduce")
 TEXT = (
@@ -39,15 +44,13 @@ def reproduce(words: list[str]) -> int:
 
 
 def write_page(out: Path, file: Path) -> None:
-    from opd.checkpoint import write_text
     from opd.claims import page
 
-    found = page.results(out)
-    if not found:
+    if not page.results(out):
         raise SettingError(
             f"nothing was tried in {out}", expected="a folder in which opd reproduce METHOD came to its end"
         )
-    write_text(file, page.document(found))
+    page.write(out, file)
     print(f"written: {file}")
 
 

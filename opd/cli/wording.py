@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
-from opd.method import Ask, Chain, plain, unchanged
+from opd.method import Ask, Chain, Method, plain, unchanged
 from opd.protocols import Want
 
 LONG = 48
@@ -71,3 +72,30 @@ def wanted(want: Want) -> str:
         f"hidden states of {'every layer' if want.layers == (0,) else f'layers {list(want.layers)}'}": want.layers,
     }
     return ", ".join(text for text, true in parts.items() if true)
+
+
+def needed(method: Method, passes: Mapping[str, int]) -> list[str]:
+    """What a method takes beside a student and problems, a few words each; `passes` as contract.anatomy saw them."""
+    copies = {who for who, player in method.casting.items() if player.startswith("self")}
+    found = [text for ask in method.teach for text in read_by(ask, ask.who in copies)]
+    writers = {name.partition(" ")[0] for name in passes if name.endswith(" writes")} - copies - {"student"}
+    found += [f"the {who}'s text" for who in sorted(writers)]
+    has_read = any(hasattr(ask.view, "check") for ask in method.teach) or hasattr(method.sample, "check_problem")
+    found += ["references"] if has_read else []
+    found += ["a verifier"] if method.needs_reward else []
+    return list(dict.fromkeys(found))
+
+
+def read_by(ask: Ask, is_copy: bool) -> list[str]:
+    """What somebody must be able to say about a text; the student can say everything about its own."""
+    if ask.who == "student" or is_copy:
+        return ["a copy of the student"] if is_copy else []
+    words = {
+        "chosen": "log-probs",
+        "topk": "best K",
+        "gather": "log-probs of named tokens",
+        "dist": "distribution",
+        "inner": "hidden states",
+        "values": "values",
+    }
+    return [f"the {ask.who}'s {text}" for name, text in words.items() if name in ask.want.needs]

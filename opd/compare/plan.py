@@ -142,8 +142,9 @@ class Contest:
 
 
 def digest(settings: Settings) -> str:
-    """The same for two runs that would do the same, wherever their folders are."""
-    return hashlib.sha256(settings.model_dump_json(exclude={"out"}).encode()).hexdigest()[:8]
+    """The same for two runs that would do the same, wherever their folders are; a setting of later has its default."""
+    said = settings.model_dump_json(exclude={"out"}, exclude_defaults=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:8]
 
 
 def check_apart(entrants: Sequence[Entrant]) -> None:

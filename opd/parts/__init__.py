@@ -3,7 +3,7 @@
 sample      rounds memory curriculum twins pairs   who writes the sequence
 teach       views hints                            what the reader is shown
 credit      groups magnitude reshape selection     how answers become advantages
-loss        losses contrasted bridge channel       what is differentiated
+loss        losses contrasted bridge channel skew       what is differentiated
 mean        means                                  what is averaged over what
             observe                                what is measured in passing
 

@@ -36,6 +36,13 @@ class Rollouts:
         """[B] a column that is the same in all rows of a rollout."""
         return rows[column][self.first]
 
+    def average(self, rows: Rows, column: str) -> Tensor:
+        """[B] the mean of a column over each rollout's kept rows; 0 where none is kept."""
+        kept = rows["keep"].to(rows[column].dtype)
+        values = torch.where(rows["keep"], rows[column], 0.0)
+        total, number = (kept.new_zeros(len(self.group)).index_add(0, self.owner, one) for one in (values, kept))
+        return total / number.clamp(min=1)
+
     @property
     def size(self) -> Tensor:
         """[B] how many rollouts each one's group has."""

@@ -21,6 +21,7 @@ from opd.protocols import EVERY_LAYER, Cast, Want
 from opd.rows import Rows
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # (lp, lq) [n, K] -> [n]
+SOURCES = ("teacher", "student")
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class ThroughChannel:
 
 @dataclass(frozen=True)
 class OnSupport:
-    """A divergence on the K best tokens of teacher or student; `outside` says what becomes of the rest.
+    """A divergence on the K best tokens of teacher, student or both; `outside` says what becomes of the rest.
 
     outside: renormalise (both distributions on the support alone), tail (one more bucket), drop (forgotten).
     """
@@ -212,7 +213,7 @@ class OnSupport:
     teacher: str = "teacher"
 
     def __post_init__(self) -> None:
-        _check_support(self.k, self.source)
+        _check_support(self.k, self.source, (*SOURCES, "both"))
         one_of("what becomes of the rest", self.outside, ("renormalise", "tail", "drop"))
         require(
             self.k > 1 or self.sampled or self.outside != "renormalise",
@@ -223,7 +224,10 @@ class OnSupport:
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         teacher = rows.dist(self.teacher)
-        ids, valid = _best(student, teacher, self.k, self.source), None
+        if self.source == "both":
+            ids, valid = supports.union(*(_best(student, teacher, self.k, source) for source in SOURCES))
+        else:
+            ids, valid = _best(student, teacher, self.k, self.source), None
         if self.sampled:
             ids, valid = supports.plus(ids, valid, rows["token"])
         return self.divergence(*supports.close(supports.gather_support(student, teacher, ids, valid), self.outside))
@@ -277,7 +281,7 @@ def compared(
     outside: supports.Outside = "renormalise",
     teacher: str = "teacher",
 ) -> tuple[Everywhere | OnSupport, Want]:
-    """A divergence on the K best tokens of teacher or student, or everywhere where k is 0, and what it asks for."""
+    """A divergence on the K best tokens of `source`, or everywhere where k is 0, and what it asks for."""
     if not k:
         return Everywhere(divergence, teacher), Want(dist=True)
     want = Want(topk=k) if source == "teacher" else Want(dist=True)  # nobody can know the student's best beforehand
@@ -413,9 +417,9 @@ class SampledTail:
         return maths.importance_weight(student.chosen, rows["behaviour"], self.cap or math.inf)
 
 
-def _check_support(k: int, source: str) -> None:
+def _check_support(k: int, source: str, sources: tuple[str, ...] = SOURCES) -> None:
     require(k >= 1, "the size K of the support", got=k, expected="at least 1")
-    one_of("whose best tokens are the support", source, ("teacher", "student"))
+    one_of("whose best tokens are the support", source, sources)
 
 
 def _best(student: Dist, teacher: Dist, k: int, source: str) -> Tensor:

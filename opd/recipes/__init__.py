@@ -26,11 +26,12 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Description:
-    """What a recipe's source says of itself: first sentence, paper, equation, whole docstring, parameters."""
+    """What a recipe's source says of itself: first sentence, paper, when to use it, equation, whole docstring."""
 
     name: str
     summary: str
     paper: str
+    when: str
     equation: str
     text: str
     parameters: tuple[Parameter, ...]
@@ -60,9 +61,8 @@ def describe(name: str) -> Description:
     tree = ast.parse(resources.files("opd.recipes").joinpath(f"{name}.py").read_text(encoding="utf-8"))
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     text = ast.get_docstring(tree) or ""
-    return Description(
-        name, text.split("\n")[0], _tagged(text, "Paper"), _tagged(text, "Equation"), text, _parameters(function)
-    )
+    paper, when, equation = (_tagged(text, tag) for tag in ("Paper", "When", "Equation"))
+    return Description(name, text.split("\n")[0], paper, when, equation, text, _parameters(function))
 
 
 def _tagged(text: str, tag: str) -> str:

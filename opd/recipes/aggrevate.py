@@ -2,6 +2,8 @@
 
 Paper: AggreVaTe, Ross and Bagnell, arXiv 1406.5979; differentiable (AggreVaTeD), Sun et al., arXiv 1703.01030.
 
+When: an expert can say what every action would be worth, and some mistakes cost far more than others.
+
 Equation: L = mean_n sum_a pi(a|s_n) (max_b Q(s_n, b) - Q(s_n, a)),  s_n met by the student
 
 The gradient is that of the policy's expected value under Q, to which the constant max Q adds nothing.

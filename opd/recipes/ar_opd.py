@@ -2,6 +2,8 @@
 
 Paper: AR-OPD, "Beyond Absolute Imitation", Zhang, arXiv 2606.10385.
 
+When: there are worked solutions, no larger teacher, and showing the whole solution makes the copy jump to the end.
+
 Equation: L = mean_y mean_n KL(q* || pi(.|x, y_<n)),  q* ~ exp( log q_part + lam clip(log q_full - log q_part, -C, C) )
 
 The full view shows the reference reasoning and the answer, the partial one the first `rho` of the reasoning and the

@@ -2,6 +2,8 @@
 
 Paper: "Does On-Policy Distillation Really Distill?", arXiv 2608.31046.
 
+When: never to train; beside any method, to see whether it does more than lower unlikely tokens.
+
 Equation: L = - mean_n A_n pi(y_n) / mu(y_n),  A_n = -size where pi_old(y_n) < threshold, else 0
 
 The paper reports that learning concentrates on tokens of low log-probability, and that a single fixed negative

@@ -3,6 +3,8 @@
 Paper: DAgger, "A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning", Ross, Gordon
 and Bagnell, arXiv 1011.0686.
 
+When: the teacher can only be asked what it would do, and a growing data set of its answers may be kept.
+
 Equation: L = - mean_n log pi(a*_n | s_n),  a* ~ q(.|s),  s met by beta_i q + (1 - beta_i) pi,  over the rounds so far
 
 A batch is a round. A coin per decision says who executes; the teacher's label is stored whoever did. `beta` falls in a

@@ -2,6 +2,8 @@
 
 Paper: DAPO, Yu et al., arXiv 2503.14476.
 
+When: answers can be graded, are long, and no teacher is at hand.
+
 Equation: L = - mean_t min(r_t A_i, clip(r_t, 1-low, 1+high) A_i),  A_i = (R_i - mean R)/std R,  mean over all tokens
 
 r_t = pi(y_t) / pi_old(y_t). The upper clip is wider, so that an unlikely token can become likely; nothing holds the

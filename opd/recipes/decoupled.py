@@ -2,6 +2,8 @@
 
 Paper: "Decoupling KL and Trajectories", Zhao et al., arXiv 2605.16826.
 
+When: you want to choose mode-seeking or covering, and whose text is read, independently of one another.
+
 Equation: L = E_{y ~ source} mean_n [ lam KL(pi || q) + (1 - lam) KL(q || pi) ]
 
     source    lam 0, forward KL                   lam 1, reverse KL
@@ -12,8 +14,9 @@ lam weighs the *reverse* KL. Forward on the teacher's text and reverse on the st
 the two divergences of whole answers; the gradient is that of fixed prefixes, not of the sequence. The paper's remedies:
 mostly forward mixes (lam below 0.5), and a ladder of answer lengths that is climbed while the entropy stays up.
 
-Differs: entropy is measured on the batches of a rung before they are learned from, not on a held-out set. The teacher
-writes anew at every visit. The loss is at temperature 1 whatever the sampling is.
+Differs: the ladder asks the entropy of a rung's batches, each before it is learned from, not of a held-out set; that
+one is in every examination (eval.entropy). The teacher writes anew at every visit. The loss is at temperature 1
+whatever the sampling is.
 Uncertain: the paper's floor, ladder, grid of lam, and the length of a stage were not found: those here are ours.
 INFERRED: below the floor the ladder goes back one rung and stays. No code of the paper's own was found; the sampling is
 that of a trainer by the same first author.

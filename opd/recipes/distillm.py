@@ -2,6 +2,8 @@
 
 Paper: DistiLLM, Ko et al., arXiv 2402.03898.
 
+When: writing is expensive, so that old answers must be used again, and the teacher's distribution is at hand.
+
 Equation: L = mean_n KL(pi || (1-alpha) q + alpha pi)  (skew_reverse) or KL(q || alpha q + (1-alpha) pi)  (skew_forward)
 
 The skew bounds the divergence by -log alpha and its gradient with it. A batch holds the teacher's texts, one per

@@ -2,6 +2,8 @@
 
 Paper: G-OPD / ExOPD, Yang et al., arXiv 2602.12125; the limit: "The Extrapolation Cliff", ListOPD, arXiv 2605.08737.
 
+When: the teacher was made from a base model that you have, and its gain over the base is to be exceeded.
+
 Equation: L = - mean_n min(pi/mu, c) A_n log pi(y_n),  A_n = lam log(q/b)(y_n) - log(pi_old/b)(y_n)
 
 b is the reference. Without noise the student ends at q^lam b^(1-lam), normalised: at b for lam 0, at the teacher for

@@ -2,6 +2,8 @@
 
 Paper: GKD, "On-Policy Distillation of Language Models", Agarwal et al., arXiv 2306.13649.
 
+When: the teacher's whole distribution is at hand: the first thing to try, with lam=1 for the student's own text alone.
+
 Equation: L = mean_y mean_n D(q(.|c_n) || pi(.|c_n)),  y ~ pi with probability lam, else from data;  D = JSD(beta)
 
 beta 0 is forward KL and beta 1 reverse KL; in between the usual Jensen-Shannon form vanishes towards both ends, so the

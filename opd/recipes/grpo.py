@@ -2,6 +2,8 @@
 
 Paper: GRPO, "DeepSeekMath", Shao et al., arXiv 2402.03300; spread=none: Dr. GRPO, Liu et al., arXiv 2503.20783.
 
+When: answers can be graded and no teacher is at hand.
+
 Equation: L = - mean_i mean_t min(r_t A_i, clip(r_t, 1-eps, 1+eps) A_i) + beta k3(pi || ref),  A_i = (R_i - mean)/std
 
 r_t = pi(y_t) / pi_old(y_t), mean and std of the rewards R of one prompt's answers.

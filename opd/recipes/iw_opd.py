@@ -2,6 +2,8 @@
 
 Paper: IW-OPD, arXiv 2606.22600.
 
+When: answers are long, and the teacher has little to say about what follows a bad beginning.
+
 Equation: L = - mean_t w_t A_t log pi(y_t),  A_t = log q(y_t) - log pi_old(y_t),  w_t = 1 + gain (1 - P_t / P)
 
 P_t = sum of |A_u| over the tokens before t, P over all of them: the weight falls from 1 + gain at the first token

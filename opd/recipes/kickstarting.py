@@ -2,6 +2,8 @@
 
 Paper: "Kickstarting Deep Reinforcement Learning", Schmitt et al., arXiv 1803.03835; the gate: arXiv 1902.02186.
 
+When: an agent has rewards of its own and may end up better than its teacher.
+
 Equation: L = mean_n [ - A_n log pi(a_n|s_n) + lambda_k Hx(q(.|s_n), pi(.|s_n)) ],  A_n = return-to-go less its mean
 
 lambda_k falls in a straight line to 0 over `fade` batches. `gate` pulls only where the teacher expects to earn more

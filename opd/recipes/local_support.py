@@ -2,6 +2,8 @@
 
 Paper: "Revisiting On-Policy Distillation", Fu, Huang et al., arXiv 2603.25562 (LSM).
 
+When: the teacher gives its K best tokens: nearly what the whole distribution gives, at K numbers a token.
+
 Equation: L = mean_n sum_{v in S_n} p(v) log(p(v) / q(v)),  S_n = top-K of q,  p and q renormalised on S_n
 
 The five supports that the paper compares; the first is LSM:

@@ -2,6 +2,8 @@
 
 Paper: MiniLLM, Gu, Dong, Wei and Huang, arXiv 2306.08543.
 
+When: a mode-seeking student is wanted that keeps whole answers likely, and the teacher can write along.
+
 Equation: L = - mean_n min(r_n A_n, clip(r_n, 1-eps, 1+eps) A_n) + mean_n KL(pi || q),  r_n = pi(y_n) / p~(y_n)
 
 p~ = mix q + (1-mix) pi draws every token; r_n is the single weight w_n of the token times PPO's ratio, not a product

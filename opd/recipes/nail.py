@@ -2,6 +2,8 @@
 
 Paper: NAIL, Sriraman, Liu, Hsu and Block, arXiv 2606.30923.
 
+When: the teacher's actions are known to be noisy, and how noisy is known.
+
 Equation: L = - mean_n E_{a ~ q(.|c_n)} log((1 - rate) pi(a|c_n) + rate nu(a|c_n)),  y = argmax pi at every step
 
 The teacher is a clean policy of which a share `rate` of the answers is replaced by noise nu. A student that samples

@@ -2,6 +2,8 @@
 
 Paper: NAILGUN, Sriraman, Liu, Hsu and Block, arXiv 2606.30923.
 
+When: the teacher's actions are noisy but right more often than any other, and nobody knows how noisy.
+
 Equation: L = - mean_n E_{a ~ q(.|c_n)} log pi(a|c_n),  y = argmax pi at every step
 
 For noise that nobody knows and a clean teacher that is deterministic: what is learned is the noisy policy, and acting

@@ -2,12 +2,14 @@
 
 Paper: No-Context Anchoring, "When Context Returns", Wang et al., arXiv 2606.11627.
 
+When: what a prompt says should go into the weights, and the prompt may come back later.
+
 Equation: L = mean_n KL(p_x || q) + beta mean_n KL(sg[p_x] || p_c),  p_x = pi(.|x, y_<n),  p_c = pi(.|x, c, y_<n)
 
 q = teacher(.|x, c, y_<n), y ~ pi(.|x). Every answer is learned from twice, under the plain prompt and under the one
 with the context; only the first KL moves p_x and only the second p_c, but they share their weights. beta=0 is plain
-on-policy context distillation and costs no second pass. What putting the context back does is examined with
-`opd eval MODEL --task T --context`.
+on-policy context distillation and costs no second pass. What putting the context back does to answers, their length
+and the hidden states is examined with `opd eval MODEL --task T --context`.
 
 Uncertain: only notes on the paper were at hand. From them: beta 0.5, top 256 renormalised. INFERRED: that the 256 are
 the teacher's in the first KL and those of sg[p_x] in the second, the mean over all tokens, temperature 1, and a teacher

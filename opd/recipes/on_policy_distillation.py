@@ -2,6 +2,8 @@
 
 Paper: "Distilling Policy Distillation", Czarnecki et al., arXiv 1902.02186.
 
+When: an agent has a teacher's probabilities at every state, and a biased update is not accepted.
+
 Equation: L = mean_n [ D_n - A_n log pi(a_n|s_n) ],  A_n = - sum_{m>n} gamma^(m-n) D_m  with future, else 0
 
 D is a divergence of student and teacher at one state. forward_kl without future is the paper's on-policy distill (no

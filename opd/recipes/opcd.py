@@ -2,6 +2,8 @@
 
 Paper: OPCD, "On-Policy Context Distillation", Ye et al., arXiv 2602.12275.
 
+When: what a long prompt or a few lessons say should go into the weights.
+
 Equation: L = mean_n sum_{v in S_n} p_v log(p_v / q_v),  S_n = top-K of p = pi(.|x, y_<n),  q = teacher(.|c, x, y_<n)
 
 The context c is experience or a system prompt, the teacher the same model or a larger one (--teacher). As released, the
@@ -9,12 +11,16 @@ masses on S are not renormalised and the sum is differentiated as it stands, who
 of p(S): it takes mass out of S whatever the teacher says. At K=256 of a large vocabulary that is little;
 `renorm`, which the paper's runs on system prompts used, is free of it.
 
-Differs: the released choice of the student's and the teacher's best tokens together is left out.
+support=both is the released choice of the student's and the teacher's best tokens together, each once: at most 2 K.
+
 INFERRED: that the teacher stays as it was at the start, where none is named. The prompt is ours: the context, then the
 question.
 """
 
+from typing import Literal
+
 from opd import maths
+from opd.errors import one_of
 from opd.method import Ask, Method, Term
 from opd.parts.losses import compared
 from opd.parts.means import named
@@ -26,6 +32,7 @@ from opd.rollout import Sampling
 def opcd(
     *,
     k: int = 256,
+    support: Literal["student", "both"] = "student",
     renorm: bool = False,
     n: int = 1,
     temperature: float = 0.6,
@@ -33,14 +40,16 @@ def opcd(
     mean: str = "token_mean",
 ) -> Method:
     """
-    k: the student's best tokens on which both are compared; 0 for the whole vocabulary
+    k: best tokens on which both are compared; 0 for the whole vocabulary
+    support: whose best tokens: student or both
     renorm: both are renormalised on these tokens
     n: answers per prompt
     temperature: at which the student writes
     top_p: nucleus from which the student writes
     mean: token_mean, sequence_mean or sequence_sum
     """
-    loss, want = compared(maths.reverse_kl, k, "student", "renormalise" if renorm else "drop")
+    one_of("support", support, ("student", "both"))
+    loss, want = compared(maths.reverse_kl, k, support, "renormalise" if renorm else "drop")
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
         teach=(Ask("teacher", "teacher", want, view=Privileged(template("context"))),),

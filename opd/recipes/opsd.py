@@ -2,6 +2,8 @@
 
 Paper: OPSD, "Self-Distilled Reasoner", Zhao et al., arXiv 2601.18734 (version 3).
 
+When: there are worked solutions and no larger teacher.
+
 Equation: L = mean_y mean_n sum_v min( q_v log(q_v / p_v), tau ),  q = pi_0(.|x, solution, y_<n),  p = pi(.|x, y_<n)
 
 The teacher is asked about the student's very tokens under a prompt that also holds the reference solution. `tau` keeps

@@ -2,6 +2,8 @@
 
 Paper: RLCSD, Pan et al., arXiv 2606.11709, its plug-in for OPSD (arXiv 2601.18734).
 
+When: as opsd, where answers can be graded and hints of any kind change the copy's style more than its reasoning.
+
 Equation: L = mean_t D/(D+1) sum_v min(q (log q - log pi), b),  q = softmax((1+a) log p_right - a max(log p_wrong, -5))
 
 Over the k best tokens under the right hint and one bucket for the rest; D = KL(p_right || p_wrong). No reward enters

@@ -2,6 +2,8 @@
 
 Paper: PBSD, "Preference-Based Self-Distillation", Yu et al., arXiv 2605.05040.
 
+When: a context helps the model, and matching its probabilities under that context is unstable.
+
 Equation: L = - E log sigma( beta [ log p(y+)/q(y+) - log p(y-)/q(y-) ] ),  p = pi(.|x),  q = teacher(.|x, context)
 
 y+ is written by the teacher under the context, y- by the student without it; log-probs are sums over an answer. The

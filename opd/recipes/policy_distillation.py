@@ -2,6 +2,8 @@
 
 Paper: "Policy Distillation", Rusu et al., arXiv 1511.06295.
 
+When: the teacher is a table or net of action values, and a smaller policy is wanted.
+
 Equation: L = mean_n KL( softmax(Q(s_n, .) / tau) || pi(.|s_n) ),  s_n met by the teacher
 
 The best of the paper's three losses. The student is not tempered. tau is far below 1 because values of different

@@ -2,6 +2,8 @@
 
 Paper: PowerOPD, "Stabilizing On-Policy Distillation with Bounded Power Transformation", Zhao et al., arXiv 2606.17199.
 
+When: rare tokens with huge log-ratios make sampled_token unstable.
+
 Equation: L = - mean_n (q(y_n)^alpha - pi_old(y_n)^alpha) log pi(y_n)
 
 The log-ratio has no bound, and its extremes stand at the start of an answer; the power is within [-1, 1] and has the

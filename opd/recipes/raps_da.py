@@ -2,6 +2,8 @@
 
 Paper: RAPS-DA, Wang et al., arXiv 2606.30518.
 
+When: there are several specialists, each good at a part of the problems that can be named beforehand.
+
 Equation: L = sum_n m_n w_n KL(pi || q_g) / sum_n m_n w_n,  g = the regime of the problem, m a mask, w a weight
 
 The problem's column teacher_id routes it to its specialist (--teacher grounding=..,arbitration=..,resistance=..). The

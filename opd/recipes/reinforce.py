@@ -2,6 +2,8 @@
 
 Paper: REINFORCE, Williams, Machine Learning 8 (1992); for language models: Ahmadian et al., arXiv 2402.14740.
 
+When: as a baseline: answers can be graded and nothing else is known.
+
 Equation: L = - mean_i sum_t (R_i - b_i) log pi(y_t),  b_i = mean of R over the batch, or over the other siblings (RLOO)
 
 The sum over an answer's tokens makes it the gradient of the expected reward, without bias: `sequence_sum`.

@@ -2,6 +2,8 @@
 
 Paper: OPRD, "On-Policy Representation Distillation", Yang et al., arXiv 2606.06021.
 
+When: the teacher is open, of the same tokenizer, and vocabularies are so large that logits cost too much.
+
 Equation: L = mean_n (1/|L|) sum_l (1/D) || h_S^l(n) - h_T^l(n) ||^2, over the last `last` tokens of each answer
 
 States are those after the token was read, as in the released code (the text says before). The head gets no gradient.

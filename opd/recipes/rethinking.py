@@ -2,6 +2,8 @@
 
 Paper: "Rethinking On-Policy Distillation", Li et al., arXiv 2604.13016.
 
+When: the teacher can be asked about K tokens that the student names, and sampling noise is to be avoided.
+
 Equation: L = - mean_n sum_{v in S} PPOclip(pi(v)/pi_old(v), A(v)),  A(v) = w(v) (log q(v) - log pi_old(v))
 
 S is the student's top-K at the start of the batch, w(v) = pi_old(v) / pi_old(S), log-probs are those of the whole

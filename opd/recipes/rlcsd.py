@@ -2,6 +2,8 @@
 
 Paper: RLCSD, Pan et al., arXiv 2606.11709.
 
+When: answers can be graded, and what a hint does to style should not be credited.
+
 Equation: L = L_plain + eta L_selected, two token means of -min(r_t A_t, clip(r_t) A_t);  A_t = A + lam tanh(e_t / tau)
 
 e_t = log T(y_t | x, right hint) - log (1/K) sum_k T(y_t | x, wrong hint k). Selected are the tokens whose shift exceeds

@@ -2,6 +2,8 @@
 
 Paper: RLSD, "Self-Distilled RLVR", Yang et al., arXiv 2604.03128.
 
+When: answers can be graded and have references: the reward decides the direction, the reference the place.
+
 Equation: L = - mean_t min(r_t B_t, clip(r_t, 1-eps, 1+eps) B_t),  B_t = A [(1-s) + s clip(exp(sign(A) D_t), 1-e, 1+e)]
 
 A is GRPO's advantage, D_t = log T(y_t | x, reference) - log pi_old(y_t | x), r_t = pi(y_t) / pi_old(y_t). s falls from

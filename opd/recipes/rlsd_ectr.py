@@ -2,6 +2,8 @@
 
 Paper: RLCSD, Pan et al., arXiv 2606.11709, its plug-in for RLSD (arXiv 2604.03128).
 
+When: as rlsd, where hints of any kind raise the same filler words.
+
 Equation: L = - mean_t min(r_t B_t, clip(r_t, 1-eps, 1+eps) B_t),  B_t = A [(1-s) + s clip(exp(sign(A) e_t), 1-e, 1+e)]
 
 e_t = log T(y_t | x, right hint) - log (1/K) sum_k T(y_t | x, wrong hint k); everything else is that of `rlsd`, and

@@ -2,6 +2,8 @@
 
 Paper: SC-GRPO, Shan et al., arXiv 2606.18810.
 
+When: answers can be graded, some are right, and credit should go to the tokens that depend on knowing one.
+
 Equation: L = - mean_i mean_t f(D_t) min(r_t A_i, clip(r_t, 1-eps, 1+eps) A_i),  f(D) = D / (D + c)
 
 D_t = KL( pi(.|x, solution, y_<t) || pi(.|x, y_<t) ) over the whole vocabulary, the solution another right answer of the

@@ -2,6 +2,8 @@
 
 Paper: SDFT, "Self-Distillation Enables Continual Learning", Shenfeld et al., arXiv 2601.19897.
 
+When: there are demonstrations of a new skill, no larger teacher, and nothing old may be forgotten.
+
 Equation: L = mean_n D( pi(.|x, y_<n), q(.|x, demonstration, y_<n) ),  y ~ pi(.|x),  D = KL(pi || q) at alpha 1
 
 Which way the KL points is not settled: the paper's equation is the reverse KL, alpha=1, the default here; its code is

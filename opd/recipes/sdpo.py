@@ -2,17 +2,20 @@
 
 Paper: SDPO, "Reinforcement Learning via Self-Distillation", Huebotter et al., arXiv 2601.20802.
 
+When: answers can be graded, or somebody says what was wrong, and no larger teacher is at hand.
+
 Equation: L = mean_n min(pi(y_n)/mu(y_n), 2) [ a KL(q||m) + (1-a) KL(p||m) ],  m = a q + (1-a) p,  p = pi(.|x, y_<n)
 
 q = average of the student(.|x, shown, y_<n); a (`alpha`) 0 is KL(q||p), 1 is KL(p||q). Both are compared on the K best
 tokens of the student, everything else being one more bucket. Shown is another answer to the question that was right,
 without its thoughts, never the answer itself; where there is none, what the task's grader said of this answer in words,
 if it says anything (see opd/tasks/graders.py). Answers with neither are not learned from (masked.unshown). The average
-moves by 0.05 per batch (for code by 0.01: --teacher self:ema=0.99).
+moves by 0.05 per batch (for code by 0.01: --teacher self:ema=0.99). The released trust-region teacher, whose logits are
+0.05 of the way from the start to the student as it is, is --teacher self:trust=0.05.
 
-Differs: the released weights pi/pi_old and pi_old/mu, each cut at 2, are one here, of their product; the trust-region
-teacher is left out. TRL's defaults are others: the sampled token alone, alpha 1, no tail, threshold 1, no feedback, and
-a share of GRPO's loss. The prompts are ours.
+Differs: the released weights pi/pi_old and pi_old/mu, each cut at 2, are one here, of their product. TRL's defaults are
+others: the sampled token alone, alpha 1, no tail, threshold 1, no feedback, and a share of GRPO's loss. The prompts are
+ours.
 """
 
 from functools import partial

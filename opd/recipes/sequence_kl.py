@@ -2,6 +2,8 @@
 
 Paper: the sequence-level estimator of "Revisiting On-Policy Distillation", arXiv 2603.25562, section 3.
 
+When: as a baseline: the unbiased gradient of the whole answer's reverse KL, whose noise grows with its length.
+
 Equation: L = - mean_y sum_n A_n pi(y_n) / mu(y_n),  A_n = sum_{m>=n} (log q(y_m) - log pi_old(y_m))
 
 `sampled_token` with gamma 1 and a sum over each answer. Its mean gradient is exactly that of the reverse KL between the

@@ -2,6 +2,8 @@
 
 Paper: sequence-level knowledge distillation, Kim and Rush, arXiv 1606.07947.
 
+When: the teacher gives text only; the baseline of everything here.
+
 Equation: L = - E_{y ~ q(.|x)} mean_n log pi(y_n | x, y_<n)
 
 Differs from the paper: answers are sampled, not found by beam search, because a sampled answer makes the expected loss

@@ -2,6 +2,8 @@
 
 Paper: a control of ours for the baseline of arXiv 2603.25562.
 
+When: never to train; beside any method with a teacher, to see whether it matters which token is rewarded.
+
 Equation: L = - mean_n A_s(n) pi(y_n) / mu(y_n),  A_n = log q(y_n) - log pi_old(y_n),  s a permutation of the batch
 
 Every batch has the same numbers as under sampled_token, with their signs and sizes, but s, drawn anew at each step,

@@ -2,6 +2,8 @@
 
 Paper: StableOPD, Luo et al., arXiv 2604.08527.
 
+When: answers grow, repeat themselves or run into the limit under sampled_token.
+
 Equation: L = mean_n -min(r A, clip(r, 1-eps, 1+eps) A) + near KL(pi || ref) + gold mean_m [-log pi(y*_m)]
 
 A_n = log q(y_n) - log pi_old(y_n), r = pi(y_n) / pi_old(y_n); ref is the student's frozen start, y* the solution that

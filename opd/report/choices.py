@@ -7,6 +7,7 @@ from typing import Any
 
 from opd import recipes
 from opd.errors import OpdError
+from opd.prompts import beside_recipes, version
 from opd.report.reading import Folder
 from opd.report.result import worded
 from opd.settings import Settings
@@ -23,6 +24,17 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Wording:
+    """What a reader was told beside the question, as the run recorded it."""
+
+    about: str  # the asks
+    name: str
+    version: str
+    text: str
+    now: str  # the version that this opd has under that name, where it is another
+
+
+@dataclass(frozen=True)
 class Choices:
     parameters: list[Choice]
     settings: list[Choice]
@@ -30,6 +42,7 @@ class Choices:
     summary: str  # of the method, from its recipe
     equation: str
     paper: str
+    prompts: list[Wording]
 
 
 def choices(run: Folder) -> Choices:
@@ -46,7 +59,20 @@ def choices(run: Folder) -> Choices:
         summary=method.summary if method else "",
         equation=method.equation if method else "",
         paper=method.paper if method else "",
+        prompts=_wordings(run),
     )
+
+
+def _wordings(run: Folder) -> list[Wording]:
+    """The recorded texts, whatever has become of their files."""
+    known = {name: version(text) for text, name in beside_recipes().items()}
+    found = list[Wording]()
+    for one in run.prompts:
+        name, recorded = str(one.get("name") or ""), str(one.get("version") or "")
+        now = known.get(name, recorded)
+        asks = ", ".join(str(ask) for ask in one.get("asks") or ())
+        found.append(Wording(asks, name, recorded, str(one.get("text") or ""), "" if now == recorded else now))
+    return found
 
 
 def described(method: str) -> recipes.Description | None:

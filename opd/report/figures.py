@@ -83,13 +83,14 @@ class Figure:
 
 
 def examinations(run: Folder, baselines: Sequence[Folder]) -> list[Figure]:
-    """Held-out accuracy, return and reverse KL over the steps, beside the baselines and the teacher."""
+    """Held-out accuracy, return, reverse KL and entropy over the steps, beside the baselines and the teacher."""
     figures = [
         _examined(f"{kind.capitalize()} {what}, held out", unit, f"eval.{kind}{end}", run, baselines)
         for what, unit, end in (("accuracy", "share", ""), ("return", "", ".return"))
         for kind in KINDS
     ]
-    figures.append(_examined("Reverse KL, held out", "nats per token", "eval.reverse_kl", run, baselines))
+    for title, name in (("Reverse KL", "eval.reverse_kl"), ("Entropy", "eval.entropy")):
+        figures.append(_examined(f"{title}, held out", "nats per token", name, run, baselines))
     return [figure for figure in figures if figure]
 
 
@@ -125,7 +126,7 @@ def _teacher_level(run: Folder, name: str) -> float | None:
     levels = {f"eval.{kind}": exam.shares[kind] for kind in KINDS}
     levels |= {f"eval.{kind}.return": exam.returns[kind] for kind in KINDS}
     share = levels.get(name)
-    return share.value if share else None
+    return share.value if share else exam.entropy if name == "eval.entropy" else None
 
 
 # ---- training

@@ -31,6 +31,7 @@ class Folder:
     summary: Table | None
     drafts: list[tuple[int, list[Table]]]  # (step, marked-up answers), in the order of the steps
     films: list[tuple[int, Table]]  # (step, pictures of episodes), in the order of the steps
+    prompts: list[Table]  # the wordings of its views, as prompts.Prompt writes them
     notes: Table | str | None  # notes.json, or notes.md as text
     label: str = ""  # what the page calls it; see labelled
 
@@ -81,6 +82,7 @@ def read(path: Path) -> Folder:
         summary=summary,
         drafts=[(step, table["drafts"]) for step, table in _by_step(path / "drafts") if table.get("drafts")],
         films=_by_step(path / "episodes"),
+        prompts=_tables(path / "prompts.json"),
         notes=_notes(path),
     )
 
@@ -121,6 +123,11 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _tables(file: Path) -> list[Table]:
+    value = _parsed(_text(file))
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _table(file: Path) -> Table | None:

@@ -38,6 +38,7 @@ class Exam:
     returns: dict[str, Share | None]  # of episodes, where the student acts
     kl: float | None  # reverse KL on fresh held-out samples, nats per token
     kl_error: float | None
+    entropy: float | None = None  # of the writer on them, nats per token
     problems: int | None = None
     grades: dict[str, dict[str, float]] = field(default_factory=dict)  # by problem, where they give the accuracy
 
@@ -99,6 +100,7 @@ def from_json(plain: Table) -> Exam:
         returns={kind: _share(table.get("returned")) for kind, table in drawn.items()},
         kl=kl.get("per_token"),
         kl_error=kl.get("per_token_error"),
+        entropy=(plain.get("entropy") or {}).get("per_token"),
         problems=plain.get("problems"),
         grades={kind: _whole_grades(table.get("by_problem") or {}, shares[kind]) for kind, table in drawn.items()},
     )
@@ -118,6 +120,7 @@ def from_line(line: Table) -> Exam:
         returns={kind: share(f"{kind}.return") for kind in KINDS},
         kl=line.get("eval.reverse_kl"),
         kl_error=line.get("eval.reverse_kl.error"),
+        entropy=line.get("eval.entropy"),
     )
 
 

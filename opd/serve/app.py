@@ -195,7 +195,7 @@ def refused(refusal: Refusal) -> Response:
     headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after else {}
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": refusal.sentence}, refusal.status, headers)
+    return JSONResponse({"error": f"{refusal.sentence.rstrip('.')}."}, refusal.status, headers)
 
 
 async def unknown(_: Request, error: Exception) -> Response:
