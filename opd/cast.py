@@ -129,14 +129,42 @@ def each(teacher: Any) -> dict[str, Any]:
     return getattr(teacher, "members", {"": teacher})
 
 
+def reads(teacher: Any) -> bool:
+    """Whether it gives a log-prob for every token of any text: there is a teacher, and it is no store of answers."""
+    return "chosen" in getattr(teacher, "can", ()) and not getattr(teacher, "only_its_own", False)
+
+
 def member(spec: str, settings: Settings, student: Any) -> Any:
     """A copy of the student (self:...), or a model of its own."""
     if spec.startswith("self"):
         return copy_of(student, spec)
+    if spec.startswith(("stored:", "chat:")):
+        return without_model(spec, settings, student)
+    if spec.startswith(("http://", "https://")):
+        return served(spec, settings, student)
     from opd.teachers.local import LocalTeacher
 
     device = settings.device if settings.teacher_device == "auto" else settings.teacher_device
     return LocalTeacher(open_model(spec, settings, settings.teacher_dtype, device))
+
+
+def without_model(spec: str, settings: Settings, student: Any) -> Any:
+    """A teacher of whom there is no model to be opened: stored answers, or an endpoint that writes text."""
+    if spec.startswith("stored:"):
+        from opd.teachers.stored import StoredTeacher
+
+        return StoredTeacher(spec.removeprefix("stored:"), spec)
+    from opd.teachers.chat import ChatTeacher
+
+    return ChatTeacher.of(spec, student, settings.teacher_timeout, settings.teacher_patience)
+
+
+def served(spec: str, settings: Settings, student: Any) -> Any:
+    """A teacher behind one or several addresses of `opd serve`."""
+    from opd.teachers.served import Served
+
+    wait = settings.teacher_timeout, settings.teacher_patience
+    return Served(spec.split(","), settings.max_new, student.device, *wait)
 
 
 def share_tokens(student: Any, *readers: Any) -> int:
@@ -144,7 +172,11 @@ def share_tokens(student: Any, *readers: Any) -> int:
     from opd.engines.hf import common_vocab
 
     members = [one for reader in readers for one in each(reader).values()]
-    return common_vocab(student, *(one.engine for one in members if hasattr(one, "engine")))
+    for one in members:
+        if hasattr(one, "meet"):  # it knows of tokens, and has no tokenizer that could be compared
+            one.meet(student)
+    speakers = [getattr(one, "engine", one) for one in members]
+    return common_vocab(student, *(one for one in speakers if hasattr(one, "tokenizer")))
 
 
 def ending_like(student: Any, teacher: Any) -> Any:

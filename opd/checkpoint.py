@@ -9,7 +9,9 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,18 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """A file that is replaced as a whole."""
-    temporary = file.with_name(f".{file.name}.writing")
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, data: bytes) -> None:
+    """The same; two who write the same file at the same time do not meet."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.writing")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
         os.replace(temporary, file)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
         raise SaveError(f"could not write {file}", got=str(error), remedy="Free some space") from error
 
 

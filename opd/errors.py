@@ -5,6 +5,7 @@ OpdError
 ├── DataError         a task file or problem that cannot be used
 ├── ModelError        a model folder, tokenizer or checkpoint that cannot be used
 ├── TeacherError      a teacher that cannot answer what the method asks
+│   └── Unanswered    one elsewhere that did not answer, or not with what can be used; the run can go on later
 ├── AlignmentError    a view that changed what the student decided
 ├── MethodError       parts of a method that do not fit together
 ├── SaveError         a folder that could not be written; what stood there before still stands
@@ -41,6 +42,9 @@ class ModelError(OpdError): ...
 
 
 class TeacherError(OpdError): ...
+
+
+class Unanswered(TeacherError): ...
 
 
 class AlignmentError(OpdError): ...

@@ -458,6 +458,24 @@ def importance_gradient(logp: Tensor, behaviour: Tensor, advantage: Tensor) -> T
     return -advantage.detach() * _ratio(logp, behaviour)
 
 
+def squared_ratio(logp: Tensor, logq: Tensor) -> Tensor:
+    """(log q(y) - log p(y))^2 / 2, whose gradient is the policy gradient -A grad log p(y) with A = log q(y) - log p(y).
+
+    For words that were drawn some time ago and whose advantage is taken from p as it is now.
+    Shapes: [N], [N] -> [N]. Source: Lightning OPD, arXiv 2604.13010, whose surrogate has this gradient.
+    """
+    return 0.5 * (upcast(logq).detach() - upcast(logp)).square()
+
+
+def weighted_ratio(logp: Tensor, old: Tensor, logq: Tensor) -> Tensor:
+    """w (log p(y) - log q(y) - 1) + 1, w = p(y)/old(y); its gradient is -w A grad log p(y), A as in squared_ratio.
+
+    For y ~ old its mean is the reverse KL(p || q), and its mean gradient that of the reverse KL, wherever p has gone.
+    Shapes: [N], [N], [N] -> [N]. Source: Lightning OPD, arXiv 2604.13010, the weight pi/pi_ref.
+    """
+    return _ratio(logp, old) * (upcast(logp) - upcast(logq).detach() - 1) + 1
+
+
 def truncated_gradient(logp: Tensor, behaviour: Tensor, advantage: Tensor, cap: float) -> Tensor:
     """`importance_gradient` with the gradient -A min(p(y)/mu(y), cap) grad log p(y): no word weighs more than cap.
 

@@ -90,6 +90,25 @@ GROUPS: dict[str, dict[str, Metric]] = {
         ),
         "seconds.*": Metric("s", "wall time: writing, reading, learning with all measurements"),
     },
+    "Teachers elsewhere": {
+        "served.requests": Metric("requests", "questions sent to servers, those that were sent again among them"),
+        "served.retries": Metric("requests", "questions that were not answered and were sent again", "0."),
+        "served.left_out": Metric("servers", "servers that did not answer when they were last asked", "0."),
+        "served.bytes.*": Metric("bytes", "what travelled to the servers (sent) and back (received)"),
+        "served.seconds": Metric("s", "wall time between questions and their answers", "most of it is computing."),
+        "chat.answers": Metric("answers", "texts that a chat endpoint gave, those that were kept among them"),
+        "chat.cached": Metric("answers", "texts that were on the disk and cost nothing"),
+        "chat.changed": Metric(
+            "answers",
+            "texts that the student's tokens do not spell as they were written; it learns the nearest that they do",
+            "0; else the student's tokenizer lacks letters of the teacher's.",
+        ),
+        "chat.requests": Metric("requests", "questions sent to a chat endpoint, those that were sent again among them"),
+        "chat.retried": Metric("requests", "questions that were sent again", "few; else ask for less in parallel."),
+        "chat.read": Metric("tokens", "tokens of prompts, as the endpoint counts them"),
+        "chat.written": Metric("tokens", "tokens of answers, as the endpoint counts them"),
+        "chat.spent": Metric("", "what the whole run has cost so far, in the currency of its prices", "below budget."),
+    },
     "Answers": {
         "tokens": Metric("tokens", "tokens decided in the batch"),
         "teacher_tokens": Metric("tokens", "tokens that teachers read, prompt and answer, or wrote"),
@@ -158,6 +177,15 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "decided tokens that are not among the teacher's K best",
             "few and falling: a loss on the teacher's top K says nothing about such a token itself.",
         ),
+    },
+    "Several teachers, by their names": {
+        "teacher.*": Metric(
+            "",
+            "teacher.NAME.rows: share of the learned tokens whose problem names that teacher; teacher.NAME.loss: their"
+            " mean loss",
+            "rows as the task deals them out; near 0 that teacher is starved, however healthy the mean loss looks.",
+        ),
+        "reference.*": Metric("", "the same of several references"),
     },
     "The signal": {
         "ratio": Metric(

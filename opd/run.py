@@ -9,10 +9,12 @@ RUN/run.toml             all settings as resolved, versions, git state
     nonfinite/           rows of updates that were refused
     model/               the student as a Hugging Face folder
     summary.json         before, after, teacher
+    teachers.json        who answers from elsewhere
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,12 +25,12 @@ import tomli_w
 from safetensors.torch import save_file
 
 from opd import cast as casting
-from opd import prompts
+from opd import elsewhere, prompts
 from opd.build import build
 from opd.checkpoint import checkpoints, forget_old, load_state, save_state, write_folder, write_text
 from opd.doctor import Case, Finding, at_start
 from opd.drafts import answers, drafts
-from opd.errors import ModelError, SettingError
+from opd.errors import ModelError, SettingError, Unanswered
 from opd.evaluate import Evaluation, evaluate
 from opd.examined import examined
 from opd.loop import Batch, Training, train
@@ -84,6 +86,7 @@ class Run:
         played = {"student": casting.student_spec(settings), "teacher": run.teacher_spec}
         played |= casting.specs(settings, training.method)
         write_text(folder / "run.toml", tomli_w.dumps(resolved(settings) | played))
+        elsewhere.write(folder, training.cast)
         if told := prompts.prompts(training.method):
             write_text(folder / prompts.FILE, prompts.written(told))
         return run
@@ -97,6 +100,7 @@ class Run:
         values = {k: v for k, v in read_toml(path / "run.toml").items() if k in Settings.model_fields}
         settings = Settings.of(**{**values, "out": str(path)})
         run = cls(settings, path, build(settings), resumed=True, watches=list(watches))
+        elsewhere.check(path, run.training.cast, settings.another_teacher)
         prompts.check_unchanged(path, prompts.prompts(run.training.method))
         if saved := checkpoints(path / "checkpoints"):
             run.load(saved[-1])
@@ -127,18 +131,32 @@ class Run:
     def _train(self) -> dict[str, Any]:
         before = self.examined_before()
         self.truncate_metrics()
-        for batch in train(self.training):
-            self.record(batch)
-            done = batch.step + 1
-            last = self.training.is_done
-            if not last and self.due(self.settings.eval_every, done):
-                with suppress(Stopped):  # the checkpoint comes first
-                    self.examine(done)
-            if last or self.stopping or self.due(self.settings.checkpoint_every, done):
-                self.save()
-            if self.stopping and not last:
-                raise Stopped
+        kept = self.small()
+        try:
+            for batch in train(self.training):
+                kept = self.small()
+                self.after(batch)
+        except Unanswered:
+            self.restore(kept)  # what a batch that was never finished has moved
+            self.save()
+            if self.stopping:
+                raise Stopped from None
+            raise
         return self.conclude(before)
+
+    def after(self, batch: Batch) -> None:
+        """Records a finished batch, and examines, saves and stops where that is due."""
+        batch.metrics.update(elsewhere.tell(self.training.cast))
+        self.record(batch)
+        done = batch.step + 1
+        last = self.training.is_done
+        if not last and self.due(self.settings.eval_every, done):
+            with suppress(Stopped):  # the checkpoint comes first
+                self.examine(done)
+        if last or self.stopping or self.due(self.settings.checkpoint_every, done):
+            self.save()
+        if self.stopping and not last:
+            raise Stopped
 
     @staticmethod
     def due(every: int, done: int) -> bool:
@@ -161,6 +179,7 @@ class Run:
 
     def teacher_result(self) -> dict[str, Any] | None:
         writes = self.teacher is not None and "text" in self.teacher.can and not self.teacher_spec.startswith("self")
+        writes = writes and getattr(self.teacher, "is_free", True)  # who is paid by the answer is not examined unasked
         return self.evaluation("teacher", self.teacher).to_json() if writes else None
 
     @property
@@ -174,7 +193,8 @@ class Run:
             if self.stopping:
                 raise Stopped
 
-        teacher, s = self.teacher if writer is self.training.student else None, self.settings
+        is_student, s = writer is self.training.student, self.settings
+        teacher = self.teacher if is_student and casting.reads(self.teacher) else None
         return evaluate(
             writer, self.task, self.problems(s.eval_problems), samples=s.eval_samples, max_new=s.max_new,
             seed=s.seed, teacher=teacher, progress=progress,
@@ -249,7 +269,7 @@ class Run:
         return str(self.save_rows("nonfinite", step, rows))
 
     def save_drafts(self, step: int) -> None:
-        if self.teacher is None or not self.settings.drafts or not self.teacher.can & {"chosen"}:
+        if self.teacher is None or not self.settings.drafts or not casting.reads(self.teacher):
             return
         problems = self.problems(self.settings.drafts)
         marked = drafts(
@@ -307,8 +327,23 @@ class Run:
         if t.budget:
             t.budget.spent = moving["spent"]
 
+    def small(self) -> dict[str, Any]:
+        """What a batch moves before it is learned from, where somebody elsewhere may fail to answer in between."""
+        t = self.training
+        if not elsewhere.members(t.cast):
+            return {}
+        states = {name: part.state_dict() for name, part in t.method.state.items()}
+        return copy.deepcopy({"position": t.source.position, "method": states})
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Puts that back, so that the batch is met again."""
+        for name, state in kept.get("method", {}).items():
+            self.training.method.state[name].load_state_dict(state)
+        self.training.source.position = kept.get("position", self.training.source.position)
+
     def ask(self) -> None:
         """Ctrl-C and SIGTERM let the step finish, save and stop; a second one stops at once."""
         if self.stopping:
             raise KeyboardInterrupt
         self.stopping = True
+        elsewhere.give_up(self.training.cast)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from opd import recipes
 from opd.budget import Budget
-from opd.errors import SettingError, nearest
+from opd.errors import SettingError, nearest, require
 
 if TYPE_CHECKING:
     from opd.method import Method
@@ -33,10 +33,22 @@ class Settings(BaseModel):
     )
     teacher: str = Field(
         "",
-        description="model folder or hub name, or self:live, self:frozen, self:ema=D, self:every=K, self:trust=R; "
-        "to act, values; NAME=MODEL,NAME=MODEL lets the column teacher_id of a problem choose",
+        description="model folder or hub name, http://HOST:PORT of opd serve (several with commas), or self:live, "
+        "self:frozen, self:ema=D, self:every=K, self:trust=R, stored:FOLDER of opd store, chat:URL#MODEL for text; "
+        "to act, values; "
+        "NAME=MODEL,NAME=MODEL lets the column teacher_id of a problem choose",
     )
+    teacher_timeout: float = Field(
+        60.0, gt=0, description="seconds without a sign of life before a served teacher is asked again"
+    )
+    teacher_patience: float = Field(
+        300.0, ge=0, description="seconds of asking again before the run stops at a checkpoint"
+    )
+    another_teacher: bool = Field(False, description="a resumed run may go on with another served teacher")
     reference: str = Field("", description="whom a method with a reference asks beside the teacher; as --teacher")
+    texts: Literal["method", "stored"] = Field(
+        "method", description="whose are learned from: the method's own, or those in a stored teacher's store"
+    )
     task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE, reasoning_gym:NAME or gymnasium:NAME")
     out: str = Field("", description="run folder; default runs/METHOD-TASK-SEED")
     mask: tuple[int | str, ...] = Field((), description="tokens not learned from: ids, or texts of one token each")
@@ -128,7 +140,13 @@ class Settings(BaseModel):
         return Path(self.out or f"runs/{self.method}-{Path(task).name}-{self.seed}")
 
     def build_method(self) -> Method:
-        return recipes.load(self.method)(**self.parameters)
+        method = recipes.load(self.method)(**self.parameters)
+        if "stored:" not in self.teacher:
+            require(self.texts == "method", "--texts stored", got=f"teacher {self.teacher!r}", expected="stored:FOLDER")
+            return method
+        from opd.parts.offline import from_store
+
+        return from_store(method, self.texts == "stored")
 
     def rate(self, step: int, share: float | None = None) -> float:
         """Learning rate of a step: a linear warm-up, then constant, linear or cosine down to floor * lr.

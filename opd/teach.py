@@ -54,7 +54,16 @@ def passes(asks: Sequence[Ask]) -> list[list[Read]]:
 
 
 def check_capabilities(method: Method, cast: Cast) -> None:
-    """Stops before step 1 when somebody is asked for what he can't answer, and names both."""
+    """Stops before step 1 when somebody is asked for what he can't answer or write, and names both."""
+    for who in sorted({*getattr(method.sample, "writers", ())} & {*cast}):
+        writes: frozenset[str] = getattr(cast[who], "can", frozenset({"text"}))
+        if "text" not in writes:
+            raise TeacherError(
+                f"{who} ({cast[who].name}) can't write the texts that the method learns from",
+                got=f"a teacher that can {sorted(writes)}",
+                expected="'text'",
+                remedy="Use a local teacher, or a method whose student writes",
+            )
     for ask in method.teach:
         if ask.who not in cast:
             raise MethodError(
@@ -68,6 +77,13 @@ def check_capabilities(method: Method, cast: Cast) -> None:
                 got=f"a teacher that can {sorted(can)}",
                 expected=sorted(ask.want.needs),
                 remedy=f"Use {_better(missing)}, or a method that needs less (see 'opd list')",
+            )
+        if ask.want.topk > (most := getattr(reader, "most", {}).get("topk", ask.want.topk)):
+            raise TeacherError(
+                f"{ask.who} ({reader.name}) gives fewer best tokens than ask {ask.into!r} of the method needs",
+                got=f"at most K={most}",
+                expected=f"K={ask.want.topk}",
+                remedy=f"Set --k {most}, or a teacher that gives more",
             )
 
 

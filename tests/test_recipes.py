@@ -43,6 +43,7 @@ TABLE = {
     "grpo": ({"beta": 0.1}, {"student writes": 1, "reference reads": 1, "student learns": 1}, set()),
     "iw_opd": ({}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, {MATCHES}),
     "kickstarting": ({"gate": True, "n": 2}, {"student writes": 1, "teacher reads": 1, "student learns": 1}, set()),
+    "lightning": ({}, {"reference writes": 1, "teacher reads": 1, "student learns": 1}, set()),
     "local_support": ({"k": 3}, {"student writes": 1, "teacher reads": 1, "student learns": 2}, {MATCHES}),
     "minillm": (
         {},
@@ -188,6 +189,7 @@ def test_published_defaults():
     assert (defaults["extrapolated"]["lam"], defaults["extrapolated"]["c"]) == (1.25, 5.0)
     assert (defaults["rethinking"]["k"], defaults["rethinking"]["words"]) == (16, "only_stu")
     assert (defaults["iw_opd"]["gain"], defaults["iw_opd"]["n"], defaults["stable_opd"]["n"]) == (0.5, 1, 4)
+    assert [defaults["lightning"][name] for name in ("weighted", "temperature", "top_p")] == [False, 1.0, 1.0]
     assert (defaults["representation"]["last"], defaults["representation"]["layers"]) == (2000, (0,))
 
 

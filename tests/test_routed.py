@@ -7,6 +7,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from fake_run import write_run
 from test_loop import ToyTask
 
 from opd import Run, Settings
@@ -23,6 +24,7 @@ from opd.method import Updates
 from opd.parts.sample import OneTurn
 from opd.protocols import Answer, Want
 from opd.recipes import load
+from opd.report import figures, reading
 from opd.rollout import Sampling
 from opd.step import gradient, prepare
 from opd.teachers.copies import EMA
@@ -227,6 +229,22 @@ def test_a_whole_run_with_two_teachers(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     shares = [line["teacher.add.rows"] + line["teacher.sub.rows"] for line in lines if "loss" in line]
     assert shares == pytest.approx([1.0, 1.0])
+
+
+def test_a_starved_teacher_shows_on_the_page(tmp_path):
+    """It never has a row, so that its share never changes; that is what must be seen."""
+    run = write_run(tmp_path / "run")
+    file = run / "metrics.jsonl"
+    more = {"teacher.add.rows": 1.0, "teacher.idle.rows": 0.0, "teacher.add.loss": 0.5}
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [line | more if "loss" in line else line for line in lines]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder = reading.read(run)
+    drawn = {figure.title: figure for figure in figures.training(folder)}
+    shares = {line.label: set(line.y) for line in drawn["Learned tokens by teacher"].lines if line.role != "raw"}
+    assert shares == {"add": {1.0}, "idle": {0.0}}
+    assert "starved" in drawn["Learned tokens by teacher"].about and "Loss by teacher" in drawn
+    assert not any("teacher.add" in figure.title for figure in figures.further(folder))
 
 
 def test_a_wrong_name_stops_the_command_before_step_1(tmp_path, capsys):

@@ -27,6 +27,8 @@ COMMANDS = {  # name -> where it lives, what it does
     "doctor": ("doctoring", "doctor", "find out what is wrong with a run before it is paid for"),
     "probe": ("probing", "probe", "can the student be its teacher: do SFT, OPD or neither pay here"),
     "train": ("training", "train", "let a student learn"),
+    "serve": ("serving", "serve", "let a model be the teacher of students elsewhere"),
+    "store": ("storing", "store", "ask a teacher once about a student's texts, and keep its answers"),
     "eval": ("examining", "eval_", "examine a model on a task's held-out problems"),
     "compare": ("comparing", "compare", "hold methods against one another: same start, problems, budget, examination"),
     "reproduce": ("reproducing", "reproduce", "try what a paper claims of its method on a small task"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opd import recipes
 from opd.cli import options
 from opd.cli.options import Option
-from opd.errors import SettingError
+from opd.errors import SettingError, Unanswered
 
 if TYPE_CHECKING:
     from opd.run import Run
@@ -114,7 +114,9 @@ def end(build: Callable[[], Run]) -> int:
     run = build()
     try:
         run.train()
-    except Stopped:
+    except (Stopped, Unanswered) as reason:
         print(f"stopped after step {run.training.step}; continue with: opd train --resume {run.folder}", flush=True)
+        if isinstance(reason, Unanswered):
+            raise
         return 130
     return 0

@@ -64,7 +64,13 @@ class Case:
     @property
     def reader(self) -> HFModel | None:
         """The teacher's own model in this process; None for a copy of the student and for a teacher elsewhere."""
-        return getattr(self.teacher, "engine", None)
+        engine = getattr(self.teacher, "engine", None)
+        return engine if hasattr(engine, "model") else None
+
+    @property
+    def reads(self) -> bool:
+        """The teacher gives log-probs of any text, not of a store's alone."""
+        return casting.reads(self.teacher)
 
     @property
     def together(self) -> bool:

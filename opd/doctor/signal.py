@@ -33,7 +33,9 @@ def finite(trial: Trial) -> Iterator[Finding]:
         yield finding("log-probs", False, "no teacher is asked, so nothing below is measured")
         return
     if not len(trial.ratio):
-        if trial.rows is None and "chosen" in trial.case.teacher.can:
+        if not trial.case.reads and "chosen" in trial.case.teacher.can:
+            yield finding("log-probs", False, "a store answers about its own texts alone: nothing below is measured")
+        elif trial.rows is None and trial.case.reads:
             what = "the teacher is shown siblings, and here every problem has one answer, so nothing below is measured"
             yield finding("log-probs", False, what)
         else:

@@ -78,9 +78,10 @@ def written(case: Case, count: int) -> Trial:
     limit, can = case.settings.max_new, getattr(case.teacher, "can", frozenset[str]())
     as_method = replace(case.writing, n=1, sampling=replace(case.writing.sampling, max_new=limit))
     groups = grade(case.task, as_method(case.cast, visits, 0))
-    rows = read(case, groups) if "chosen" in can and shows(case, groups) else None
+    rows = read(case, groups) if case.reads and shows(case, groups) else None
     greedy = OneTurn(1, Sampling(temperature=0.0, max_new=limit), "teacher")
-    own = grade(case.task, greedy(case.cast, visits, 0)) if "text" in can else []
+    free = getattr(case.teacher, "is_free", True)  # who is paid by the answer writes for the run alone
+    own = grade(case.task, greedy(case.cast, visits, 0)) if "text" in can and free else []
     answers = [rollout for rollout, _ in flatten(own)]
     own_read = reread(case, answers) if answers and rows is not None else []
     sampled = OneTurn(AGAIN, Sampling(max_new=limit), "teacher")

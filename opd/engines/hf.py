@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,19 +17,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from opd.dist import HeadDist, TopDist
-from opd.engines import hf_lora, hf_turns, hf_write
+from opd.dist import HeadDist
+from opd.engines import hf_lora, hf_shared, hf_turns, hf_write
+from opd.engines.answered import answered
 from opd.engines.hf_load import blocks_of, head_of, load_model, load_tokenizer, probe, real_tokens, same_tokens
+from opd.engines.hf_text import Speaker
 from opd.errors import DataError, ModelError
 from opd.protocols import Answer, Forward, Want, resolve_layers
-from opd.rollout import Array, Message, Piece, Rollout, Sampling
+from opd.rollout import Array, Piece, Rollout, Sampling
 
 __all__ = ["HFModel", "common_vocab", "load_model", "load_tokenizer", "same_tokenizer"]
 
 CHUNK = 2**24  # logits that exist at one time while answers are computed: 64 MiB in float32
 
 
-class HFModel:
+class HFModel(Speaker):
     """A causal language model of transformers as student, or as the engine of a teacher.
 
     Dropout is always off. `vocab` counts real tokens: what lies beyond is never sampled and never in a log-prob.
@@ -143,35 +145,6 @@ class HFModel:
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
-    def render(self, messages: Sequence[Message]) -> Array:
-        """The tokenizer's chat template, ready for the answer. Without a template: the contents, one per line, and
-        nothing else but a begin-of-text token if the tokenizer itself puts one."""
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-            ids = self.tokenizer.encode(text, add_special_tokens=False)  # pyright: ignore[reportArgumentType]
-        else:
-            ids = self.tokenizer.encode("\n".join(message["content"] for message in messages))
-            if ids and ids[-1] == self.tokenizer.eos_token_id:
-                ids = ids[:-1]  # a tokenizer that closes every text would have the student continue a closed one
-        if not ids:
-            raise DataError("a prompt without any token", got=repr(list(messages)), expected="at least one token")
-        return np.asarray(ids, np.int32)
-
-    def encode(self, text: str) -> Array:
-        """The ids of a whole answer, ended as the model ends its own."""
-        ends = [] if not self.stops else [self.tokenizer.eos_token_id or min(self.stops)]
-        return np.asarray(self.tokenizer.encode(text, add_special_tokens=False) + ends, np.int32)
-
-    def decode(self, tokens: Array) -> str:
-        """Text without special tokens."""
-        text = self.tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text
-
-    def decode_token(self, token: int) -> str:
-        """One token as a person should see it, special ones by their name."""
-        return self.tokenizer.decode([token])  # pyright: ignore[reportReturnType]
-
     def write(self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:
         """For prompt i one piece per seed in seeds[i]; the stop token is a decision and part of the piece."""
         self.check(prompts, room=1)
@@ -212,16 +185,36 @@ class HFModel:
         """All answers from one pass per context; logits exist for a chunk of rows at a time."""
         if not contexts:
             return Answer()
-        self.check([c.tokens for c in contexts])
         starts = np.cumsum([0, *(c.n for c in contexts)])
         answers: dict[Any, Tensor] = {}
-        for batch in _by_length([len(c.tokens) for c in contexts], self.micro_tokens):
+        for batch, parts in self.answers(contexts, want):
             rows = self.column([np.arange(starts[i], starts[i + 1]) for i in batch])
-            for key, part in self._answers([contexts[i] for i in batch], want).items():
+            for key, part in parts.items():
                 if key not in answers:
                     answers[key] = part.new_empty(int(starts[-1]), *part.shape[1:])
                 answers[key][rows] = part
         return self._answer(answers, self.column([c.decisions for c in contexts]), want)
+
+    @torch.no_grad()
+    def answers(
+        self, contexts: Sequence[Rollout], want: Want, share: bool = False
+    ) -> Iterator[tuple[list[int], dict[Any, Tensor]]]:
+        """Batch by batch the numbers of its contexts, and what is wanted about their rows as [n, ...] by name.
+
+        Names: chosen, gathered, top, ids, hidden, and the layers. With `share` a prompt of several contexts is read
+        once, which changes last bits; states of layers are always read with whole sequences.
+        """
+        self.check([c.tokens for c in contexts])
+        alone: Sequence[int] = range(len(contexts))
+        if share and not want.layers and hf_shared.sharable(self):
+            together, alone = hf_shared.split(contexts, self.micro_tokens)
+            for batch in together:
+                own = [contexts[i] for i in batch]
+                yield batch, self._answers(own, want, hf_shared.states(self, own), {})
+        for batch in _by_length([len(contexts[i].tokens) for i in alone], self.micro_tokens):
+            own = [contexts[alone[i]] for i in batch]
+            hidden, states = self._states([c.tokens for c in own], [c.positions for c in own], want.layers)
+            yield [alone[i] for i in batch], self._answers(own, want, hidden, states)
 
     def dist(self, hidden: Tensor, tokens: Tensor, head: Tensor | None = None) -> HeadDist:
         return HeadDist(hidden, self.head if head is None else head, tokens, self.vocab)
@@ -283,9 +276,10 @@ class HFModel:
         finally:
             hook.remove()
 
-    def _answers(self, contexts: Sequence[Rollout], want: Want) -> dict[Any, Tensor]:
+    def _answers(
+        self, contexts: Sequence[Rollout], want: Want, hidden: Tensor, found: Mapping[int, Tensor]
+    ) -> dict[Any, Tensor]:
         """Whatever is wanted about the rows of one batch, as [N, ...] tensors by name; states by layer number."""
-        hidden, found = self._states([c.tokens for c in contexts], [c.positions for c in contexts], want.layers)
         answers: dict[Any, Tensor] = {**found}
         if want.dist:
             answers["hidden"] = hidden
@@ -307,29 +301,30 @@ class HFModel:
         return answers | {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _answer(self, answers: dict[Any, Tensor], decided: Tensor, want: Want) -> Answer:
-        states = {layer: answers[layer] for layer in self._resolved(want.layers)}
-        chosen, gathered = answers.get("chosen"), answers.get("gathered")
-        dist = None
-        if want.dist:
+        def whole(hidden: Tensor, states: dict[int, Tensor]) -> HeadDist:
             # The next optimizer step changes a head that learns under the feet of these states, so they get their own.
             learns = self.head.requires_grad and not self._worn
             head = self.head.detach().clone() if learns else self.head.detach()
-            dist = HeadDist(answers["hidden"], head, decided, self.vocab, states=states)
-        elif want.topk:
-            dist = TopDist(answers["ids"], answers["top"], decided, chosen, states)
-        elif want.layers:
-            nothing = decided.new_zeros(len(decided), 0)
-            dist = TopDist(nothing, nothing.to(self.dtype), decided, chosen, states)
-        return Answer(dist, chosen, gathered)
+            return HeadDist(hidden, head, decided, self.vocab, states=states)
+
+        return answered(answers, decided, want, self._resolved(want.layers), self.dtype, whole)
 
 
-def same_tokenizer(student: HFModel, teacher: HFModel) -> int:
+class Counting(Protocol):
+    """A model here or elsewhere, with its tokenizer and the number of tokens that its log-probs are over."""
+
+    name: str
+    vocab: int
+    tokenizer: PreTrainedTokenizerBase
+
+
+def same_tokenizer(student: Counting, teacher: Counting) -> int:
     """The number of common tokens, or an error that names the first id on which the two disagree."""
     common = same_tokens(student.tokenizer, teacher.tokenizer, (student.name, teacher.name))
     return min(student.vocab, teacher.vocab, common)
 
 
-def common_vocab(student: HFModel, *teachers: HFModel) -> int:
+def common_vocab(student: Counting, *teachers: Counting) -> int:
     """Give all models the vocabulary that they share, so that every log-prob is over the same tokens."""
     common = min([student.vocab, *(same_tokenizer(student, teacher) for teacher in teachers)])
     for model in (student, *teachers):

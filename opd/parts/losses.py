@@ -110,6 +110,24 @@ class PolicyGradient:
 
 
 @dataclass(frozen=True)
+class TowardsTeacher:
+    """Every decided token becomes as likely as the teacher finds it: the log-ratio to the student as it is now.
+
+    Half its square, whose gradient is that of a policy gradient with the log-ratio as advantage; with `old`, the column
+    of the log-prob with which the token was drawn, an estimate of the reverse KL (maths.weighted_ratio).
+    """
+
+    old: str = ""
+    teacher: str = "teacher"
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        theirs = rows[f"{self.teacher}.chosen"]
+        if self.old:
+            return maths.weighted_ratio(student.chosen, rows[self.old], theirs)
+        return maths.squared_ratio(student.chosen, theirs)
+
+
+@dataclass(frozen=True)
 class TruncatedGradient:
     """-A pi(y) / mu(y) whose weight in the gradient is at most `cap`: truncated importance sampling."""
 

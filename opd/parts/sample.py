@@ -39,6 +39,10 @@ class OneTurn:
     def __post_init__(self) -> None:
         require(self.n >= 1, "samples per prompt n", got=self.n, expected="at least 1")
 
+    @property
+    def writers(self) -> tuple[str, ...]:
+        return (self.writer,)
+
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         student: Writer = cast["student"]
         prompts = [student.render(visit.problem.messages) for visit in visits]
@@ -73,6 +77,10 @@ class Coin:
             0 <= self.p <= 1, "the share of student-written batches (lam)", got=self.p, expected="a number in [0, 1]"
         )
 
+    @property
+    def writers(self) -> tuple[str, ...]:
+        return tuple(who for sample in (self.heads, self.tails) for who in getattr(sample, "writers", ()))
+
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         run = visits[0].run_seed if visits else 0
         coin = np.random.Generator(np.random.Philox(key=[run % 2**64, step])).random()
@@ -87,7 +95,7 @@ class Together:
 
     @property
     def writers(self) -> tuple[str, ...]:
-        return tuple(sample.writer for sample in self.samples if isinstance(sample, OneTurn | Traces))
+        return tuple(who for sample in self.samples for who in getattr(sample, "writers", ()))
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         written = zip(*(sample(cast, visits, step) for sample in self.samples), strict=True)
@@ -162,6 +170,10 @@ class Traces:
     sampling: Sampling = Sampling()
     writer: str = "teacher"
     written: dict[str, Piece] = field(default_factory=dict[str, Piece])
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        return (self.writer,)
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         missing = list({v.problem.id: v for v in visits if v.problem.id not in self.written}.values())

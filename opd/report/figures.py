@@ -5,6 +5,7 @@ A figure is a common x axis and lines on it. Noisy lines come twice: as they are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -50,6 +51,8 @@ EXACT = {"lr"}  # not measured, so not smoothed
 RARE = {"truncated", "loops"}  # need no curve while they are 0
 ELSEWHERE = {"step", "tokens", "teacher_tokens", "length.max", *(f"seconds.{phase}" for phase in PHASES)}
 FAMILIES = ("ratio.at.", "ratio.on.", "kinds.")  # drawn as bars
+MEMBER = re.compile(r"(teacher|reference)\.(.+)\.(rows|loss)")  # of several who share a role
+SHARED = {"rows": ("Learned tokens by {}", "share"), "loss": ("Loss by {}", "")}
 
 
 @dataclass(frozen=True)
@@ -134,14 +137,27 @@ def training(run: Folder) -> list[Figure]:
     figures = list[Figure | None]()
     for title, unit, metrics in CURVES:
         figures.append(curve(run, title, unit, [pair for pair in metrics if is_worth(run, pair[0])]))
-    return [figure for figure in figures if figure]
+    return [figure for figure in [*figures, *several(run)] if figure]
+
+
+def several(run: Folder) -> list[Figure | None]:
+    """How much each of several teachers had to say, and the loss of that; one that is starved is drawn, too."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for name in dict.fromkeys(name for line in run.batches for name in line):
+        if found := MEMBER.fullmatch(name):
+            lines.setdefault((found[1], found[3]), {})[name] = found[2]
+    return [
+        curve(run, SHARED[kind][0].format(role), SHARED[kind][1], list(members.items()), sentence(f"{role}.x.{kind}"))
+        for (role, kind), members in lines.items()
+    ]
 
 
 def further(run: Folder) -> list[Figure]:
     """Whatever else a method measured, under its own name; what never changes is left out."""
     known = ELSEWHERE | {name for _, _, metrics in CURVES + INSIDE for name, _ in metrics}
     names = dict.fromkeys(name for line in run.batches for name in line if name not in known)
-    own = [name for name in names if not name.startswith(FAMILIES) and _varies(run, name)]
+    names = {name: None for name in names if not (name.startswith(FAMILIES) or MEMBER.fullmatch(name))}
+    own = [name for name in names if _varies(run, name)]
     figures = [curve(run, name, "", [(name, name)], sentence(name)) for name in own]
     return [figure for figure in figures if figure]
 

@@ -6,6 +6,7 @@ One teacher per task is the multi-task setting of "Revisiting On-Policy Distilla
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opd.errors import DataError, SettingError, TeacherError, nearest
-from opd.protocols import Answer, Student, Want
+from opd.protocols import Answer, Student, Want, write_for
 from opd.rollout import TEACHER_ID, Array, Message, Piece, Problem, Rollout, Sampling
 from opd.teachers.mixed import Mixed, gathered
 
@@ -35,6 +36,10 @@ class Routed:
         self.can = frozenset.intersection(*(member.can for member in self.members.values()))
         self.can -= frozenset() if alike else {"inner"}
         self.live = any(member.live for member in self.members.values())
+        self.only_its_own = any(getattr(member, "only_its_own", False) for member in self.members.values())
+        self.is_free = all(getattr(member, "is_free", True) for member in self.members.values())
+        limits = [getattr(member, "most", {}) for member in self.members.values()]
+        self.most = {name: min(one[name] for one in limits if name in one) for name in {*chain(*limits)}}
 
     def route(self, problem: Problem) -> int:
         """The number of the teacher that the problem names."""
@@ -79,10 +84,16 @@ class Routed:
         written: list[list[Piece]] = [[] for _ in problems]
         for number in sorted(set(routes)):
             own = [i for i, route in enumerate(routes) if route == number]
-            pieces = self._member(number).write([prompts[i] for i in own], sampling, [seeds[i] for i in own])
+            asked = [problems[i] for i in own], [prompts[i] for i in own]
+            pieces = write_for(self._member(number), *asked, sampling, [seeds[i] for i in own])
             for i, some in zip(own, pieces, strict=True):
                 written[i] = some
         return written
+
+    def texts(self, problem: Problem) -> list[Rollout]:
+        """What the store of the problem's own teacher holds for it; a teacher that is no store has nothing."""
+        member = self._member(self.route(problem))
+        return member.texts(problem) if hasattr(member, "texts") else []
 
     def write(self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:
         raise TeacherError(
