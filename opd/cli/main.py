@@ -84,8 +84,9 @@ def command(words: Sequence[str]) -> Callable[[list[str]], int]:
 
 def usage() -> int:
     print("usage: opd COMMAND [options]\n\nOn-policy distillation of language models.\n")
+    wide = max(map(len, COMMANDS))
     for name, (_, _, summary) in COMMANDS.items():
-        print(f"  opd {name:<8} {summary}")
+        print(f"  opd {name:<{wide}} {summary}")
     print(f"\n  opd COMMAND --help explains one of them\n\n{EXAMPLES}")
     return 0
 
