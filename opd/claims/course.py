@@ -19,7 +19,7 @@ from opd.compare import course
 from opd.compare.plan import Contest, Entrant
 from opd.compare.pool import Onlooker
 
-ROLES = ("student", "teacher", "reference")
+MADE = ("student", "teacher", "reference", "task")  # settings in which made:NAME stands for a folder
 
 
 def reproduce(
@@ -53,5 +53,5 @@ def _compared(contest: Contest, jobs: int, onlooker: Onlooker) -> Any:
 def contest_of(case: Case, seeds: int, out: Path, made: Callable[[str], str], common: Path | None = None) -> Contest:
     """The case as a comparison; `made` turns made:NAME into a folder, `common` holds the runs that cases share."""
     entrants = tuple(Entrant.of(word) for word in [case.method, *rivals(case)])
-    shared = {name: made(value) if name in ROLES else value for name, value in case.settings.items()}
+    shared = {name: made(value) if name in MADE else value for name, value in case.settings.items()}
     return Contest(entrants, shared, out, seeds, case.rates, case.baseline, common)
