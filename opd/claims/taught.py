@@ -2,7 +2,7 @@
 
 made:grown          the embedded student, taught the sums until it can do them: a teacher of the student's own origin
 made:bad_head       the same with noise on its head: its hidden states know more than its words say
-made:two_ways       the same as grown, except that half of its answers are separated with ';', where the student knows ','
+made:two_ways       the same as grown, but half of its answers are separated with ';', where the student knows ','
 made:counting       counts from one number to another, "7 .. 11 =" to " 7, 8, 9, 10, 11"; with problems.jsonl
 made:uncounting     the same, smaller and stopped early: it does not know yet where to stop
 made:records        writes records with free values, "371 =" to ' {"371": [4, 7]}', slipping at one character of
