@@ -1,8 +1,8 @@
 """Models for claims about answers that go astray.
 
-made:long_student   the embedded student after a little practice with sums of LONG numbers, and
-made:lost           their teacher, who has no idea how to go on after a wrong total
-made:looping        the embedded teacher, which begins every other answer again and again
+made:longer    the embedded student after a little practice with sums of LONG numbers, and
+made:astray    their teacher, who has no idea how to go on after a wrong total
+made:looping   the embedded teacher, which begins every other answer again and again
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from opd.claims.taught import STUDENT, TEACHER, Say, taught
 from opd.tasks import sums
 
-LONG = 14  # numbers of a long sum
+LONG = 10  # numbers of a long sum
 TIMES = 4  # so often is the same answer written, which is longer than a run lets an answer be
 
 
@@ -43,7 +43,7 @@ def again(rng: random.Random) -> tuple[str, str]:
 
 
 STRAYED: dict[str, Callable[[Path, Say], None]] = {
-    "long_student": partial(taught, start=STUDENT, draw=long, steps=100, rate=1e-3),
-    "lost": partial(taught, start=TEACHER, draw=astray, steps=300, rate=2e-3),
+    "longer": partial(taught, start=STUDENT, draw=long, steps=300, rate=2e-3),
+    "astray": partial(taught, start=TEACHER, draw=astray, steps=800, rate=2e-3),
     "looping": partial(taught, start=TEACHER, draw=again, steps=200, rate=2e-3),
 }
