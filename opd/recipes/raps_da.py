@@ -8,8 +8,8 @@ The problem's column teacher_id routes it to its specialist (--teacher grounding
 mask leaves out what is learned already and what is noise, and with time all but the tokens over which the specialists
 disagree most; the weight raises tokens of which the student is sure and wrong.
 
-A control: target=averaged has every problem learn from all specialists alike, (1/M) sum_g KL(pi || q_g), whose least is
-at their normalised product: what nobody's routing is worth.
+A control: with target=averaged every problem learns from all specialists alike, (1/M) sum_g KL(pi || q_g), whose least
+is at their normalised product; the difference is what routing is worth.
 
 From the abstract and notes by others: routing, the two layers, their three signals and the direction of the annealing.
 INFERRED, since no text was at hand: every formula of mask and weight, their thresholds, the schedule, and the mean.
