@@ -140,6 +140,18 @@ def test_identical_specialists_without_mask_and_weight_are_plain_reverse_kl():
     assert distance(gradients(method, cast["student"], rows, sequences), other) < 1e-14
 
 
+def test_the_control_learns_from_all_specialists_alike():
+    """Its gradient is the mean of the gradients of two runs in which every problem is one specialist's."""
+    off = {"unsure": 1.0, "end": 1.0, "kappa": 0.0, "gap": -1.0}
+    found = []
+    for names, target in (("aaaaaa", "routed"), ("bbbbbb", "routed"), ("ababab", "averaged")):
+        method, cast, groups = specialised(tuple(names), target=target, **off)
+        found.append(gradients(method, cast["student"], *prepare(groups, method, cast, 0)))
+    one, other, both = found
+    mean = {name: (value + other[name]) / 2 for name, value in one.items()}
+    assert distance(both, mean) < 1e-14 < distance(one, other)
+
+
 def test_the_weight_is_held_still():
     """Its own dependence on the student is no part of the gradient: doubled weights, doubled share, nothing else."""
     method, cast, groups = specialised(kappa=3.0)

@@ -22,6 +22,9 @@ from torch import Tensor
 
 from opd.cast import EMBEDDED, located
 from opd.checkpoint import write_folder
+from opd.claims.conflicts import CONFLICTS
+from opd.claims.own import OWN
+from opd.claims.strayed import STRAYED
 from opd.claims.taught import TAUGHT
 from opd.claims.texts import IGNORED, copied, padded, save, written
 from opd.errors import SettingError, nearest
@@ -105,4 +108,4 @@ def kept(logits: Tensor, before: Any, ids: Tensor, labels: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(-1)[here], old[here], log_target=True, reduction="batchmean")
 
 
-MAKERS: dict[str, Callable[[Path, Say], None]] = {"reading": reading} | TAUGHT
+MAKERS: dict[str, Callable[[Path, Say], None]] = {"reading": reading} | TAUGHT | STRAYED | CONFLICTS | OWN

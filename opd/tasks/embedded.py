@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from opd.errors import SettingError
+from opd.errors import SettingError, require
 from opd.rollout import Problem
 from opd.tasks import sums as world
 from opd.tasks.graders import Graded, named
 
 
-def sums(target: str, *, train: int = 256, held_out: int = 512, seed: int = 0, grader: str | None = None) -> Graded:
-    """`train` and `held_out` problems. The hash of a question decides its split, so the two never meet."""
+def sums(
+    target: str,
+    *,
+    train: int = 256,
+    held_out: int = 512,
+    seed: int = 0,
+    grader: str | None = None,
+    terms: int = world.TERMS,
+) -> Graded:
+    """`train` and `held_out` problems of `terms` numbers. The hash of a question decides its split: they never meet."""
     if target:
         raise SettingError("task 'sums' takes options only", got=f"sums:{target}", remedy="Write sums,train=256")
+    require(terms >= 2, "option 'terms' of task 'sums'", got=terms, expected="at least 2")
     return Graded(
         name="sums",
-        train=drawn("train", train, seed),
-        held_out=drawn("test", held_out, seed),
+        train=drawn("train", train, seed, terms),
+        held_out=drawn("test", held_out, seed, terms),
         grader=last_total if grader is None else named(grader),
     )
 
 
-def drawn(split: str, count: int, seed: int) -> list[Problem]:
-    rows = world.problems(split, count, seed)
+def drawn(split: str, count: int, seed: int, terms: int = world.TERMS) -> list[Problem]:
+    rows = world.problems(split, count, seed, terms)
     solution = lambda row: {"solution": " " + row["privileged_context"]}  # as the models write it after the question
     return [Problem(row["id"], row["prompt"], row["answer"], row["privileged_context"], solution(row)) for row in rows]
 

@@ -3,9 +3,9 @@
     question   7 - 2 + 3 + 3 + 9 + 3 + 1 =
     answer      5, 8, 11, 20, 23, 24
 
-Seven one-digit numbers; the totals of a correct chain lie in 0..99. A wrong total cannot be repaired: the chain goes
-on from it. A problem is held out if the hash of its question says so, hence no seed, count or order can make the two
-splits overlap.
+Seven one-digit numbers, or as many as asked for; the totals of a correct chain lie in 0..99. A wrong total cannot be
+repaired: the chain goes on from it. A problem is held out if the hash of its question says so, hence no seed, count or
+order can make the two splits overlap.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ HELD_OUT = 8  # one question in eight is held out
 NUMBER = re.compile(r"(?<![0-9.])-?[0-9]+(?:\.[0-9]+)?")
 
 
-def question(rng: random.Random) -> list[int]:
-    """Signed terms: the first number, then what is added or subtracted. No total of the chain is negative."""
+def question(rng: random.Random, count: int = TERMS) -> list[int]:
+    """Signed terms: the first number, then what is added or subtracted. No total leaves 0..99."""
     terms = [rng.randint(1, 9)]
-    for _ in range(TERMS - 1):
+    for _ in range(count - 1):
         number = rng.randint(1, 9)
-        plus = rng.random() < 0.6 or sum(terms) < number
+        plus = (rng.random() < 0.6 or sum(terms) < number) and sum(terms) + number < MODULUS
         terms.append(number if plus else -number)
     return terms
 
@@ -50,27 +50,27 @@ def held_out(prompt: str) -> bool:
     return hashlib.sha256(prompt.encode()).digest()[0] % HELD_OUT == 0
 
 
-def draw(rng: random.Random, split: str = "train") -> list[int]:
-    """Questions from `rng` until one belongs to the split ("train" or "test")."""
+def draw(rng: random.Random, split: str = "train", count: int = TERMS) -> list[int]:
+    """Questions of `count` numbers from `rng` until one belongs to the split ("train" or "test")."""
     if split not in ("train", "test"):
         raise ValueError(f"got split {split!r}, expected 'train' or 'test'")
     while True:
-        terms = question(rng)
+        terms = question(rng, count)
         if held_out(question_text(terms)) == (split == "test"):
             return terms
 
 
-def problems(split: str, count: int, seed: int) -> list[dict[str, str]]:
-    """Problem i depends on (split, seed, i) alone, so a longer list begins with the shorter one."""
+def problems(split: str, count: int, seed: int, terms: int = TERMS) -> list[dict[str, str]]:
+    """Problem i depends on (split, seed, i, terms) alone, so a longer list begins with the shorter one."""
     rows = []
     for index in range(count):
-        terms = draw(random.Random(f"sums/{split}/{seed}/{index}"), split)
-        chain = chain_text(totals(terms))
+        numbers = draw(random.Random(f"sums/{split}/{seed}/{index}"), split, terms)
+        chain = chain_text(totals(numbers))
         rows.append(
             {
                 "id": f"sums/{split}/{seed}/{index}",
-                "prompt": question_text(terms),
-                "answer": str(totals(terms)[-1]),
+                "prompt": question_text(numbers),
+                "answer": str(totals(numbers)[-1]),
                 "privileged_context": chain.strip(),
             }
         )
