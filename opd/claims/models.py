@@ -1,7 +1,8 @@
-"""Students made for a claim, once, from the one that comes with the package: `made:reading` is one of them.
+"""Students and teachers made for a claim, once, from those that come with the package.
 
     made:reading   the embedded student after some minutes of learning to copy a solution that its prompt holds, in any
                    of the wordings in opd/recipes/*.txt, right or wrong; without one it answers as before
+    made:copying   the same, but wording after wording, so that it masters all of them; it goes on from half a solution
 
 The embedded student has never seen a prompt with more than a question in it, so that no method which shows a copy of
 it a solution could work at all.
@@ -10,8 +11,8 @@ it a solution could work at all.
 from __future__ import annotations
 
 import random
-import shutil
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,34 +23,32 @@ from torch import Tensor
 
 from opd.cast import EMBEDDED, located
 from opd.checkpoint import write_folder
+from opd.claims.texts import IGNORED, copied, padded, save, written
 from opd.errors import SettingError, nearest
 from opd.tasks import sums
 
-PREFIX = "made:"
+MADE = re.compile(r"\bmade:(\w+)")
 STEPS, BATCH, RATE = 1500, 48, 2e-3
 WRONG = 0.3  # share of the shown solutions with a slip
 PLAIN = 0.4  # share of the texts without a solution
-IGNORED = -100
 
 Say = Callable[[str], None]
 
 
 def made(folder: Path, say: Say) -> Callable[[str], str]:
-    """A function that turns made:NAME into the folder of that model, made now if it is not there; else the same."""
+    """A function that turns made:NAME in a text into the folder of that model, made now if it is not there."""
 
-    def find(spec: str) -> str:
-        if not spec.startswith(PREFIX):
-            return spec
-        name = spec.removeprefix(PREFIX)
+    def place_of(found: re.Match[str]) -> str:
+        name = found[1]
         if name not in MAKERS:
-            raise SettingError("no such model can be made", got=repr(spec), remedy=nearest(name, MAKERS))
+            raise SettingError("no such model can be made", got=repr(found[0]), remedy=nearest(name, MAKERS))
         target = folder / name
         if not (target / "config.json").is_file():
             say(f"making the model {name} (once, some minutes)")
             write_folder(target, lambda place: MAKERS[name](place, say))
         return str(target)
 
-    return find
+    return lambda spec: MADE.sub(place_of, spec)
 
 
 def templates() -> list[str]:
@@ -83,12 +82,7 @@ def reading(folder: Path, say: Say) -> None:
         schedule.step()
         if step % 250 == 249:
             say(f"  reading, step {step + 1} of {STEPS}: loss {loss.item():.3f} ({'shown' if shown else 'plain'})")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    for file in resources.files("opd").joinpath("embedded", "student").iterdir():
-        if not (folder / file.name).exists():
-            with resources.as_file(file) as source:
-                shutil.copyfile(source, folder / file.name)
+    save(model, tokenizer, EMBEDDED, folder)
 
 
 def text(tokenizer: Any, rng: random.Random, wording: str) -> tuple[list[int], int]:
@@ -100,22 +94,7 @@ def text(tokenizer: Any, rng: random.Random, wording: str) -> tuple[list[int], i
         chain[place:] = [(total + rng.randint(1, 9)) % sums.MODULUS for total in chain[place:]]
     answer = sums.chain_text(chain)
     prompt = wording.replace("{context}", answer.strip()).replace("{prompt}", sums.question_text(terms))
-    given, written = tokenizer(prompt).input_ids, tokenizer(answer).input_ids
-    return [*given, *written, tokenizer.eos_token_id], len(given)
-
-
-def padded(texts: Sequence[tuple[list[int], int]], padding: int) -> tuple[Tensor, Tensor]:
-    """[B, T] ids, and [B, T - 1] the next token where it is written, IGNORED elsewhere."""
-    longest = max(len(ids) for ids, _ in texts)
-    ids = torch.tensor([one + [padding] * (longest - len(one)) for one, _ in texts])
-    labels = ids[:, 1:].clone()
-    for row, (one, given) in enumerate(texts):
-        labels[row, : given - 1], labels[row, len(one) - 1 :] = IGNORED, IGNORED
-    return ids, labels
-
-
-def copied(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    return written(tokenizer, prompt, answer)
 
 
 def kept(logits: Tensor, before: Any, ids: Tensor, labels: Tensor) -> Tensor:
@@ -126,4 +105,10 @@ def kept(logits: Tensor, before: Any, ids: Tensor, labels: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(-1)[here], old[here], log_target=True, reduction="batchmean")
 
 
-MAKERS: dict[str, Callable[[Path, Say], None]] = {"reading": reading}
+def copying(folder: Path, say: Say) -> None:
+    from opd.claims import copying
+
+    copying.copying(folder, say)
+
+
+MAKERS: dict[str, Callable[[Path, Say], None]] = {"reading": reading, "copying": copying}

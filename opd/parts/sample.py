@@ -1,4 +1,4 @@
-"""Who writes the sequence: the student, the teacher, one of them by a coin, each of them one, or whoever made the data."""
+"""Who writes the sequence: the student, the teacher, one of them by a coin, each one, or whoever made the data."""
 
 from __future__ import annotations
 

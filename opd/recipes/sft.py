@@ -18,9 +18,7 @@ from opd.parts.sample import OneTurn, Solutions, Traces
 from opd.rollout import OTHER, Sampling
 
 
-def sft(
-    *, solution: str = "", fresh: bool = False, temperature: float = 1.0, mean: str = "token_mean"
-) -> Method:
+def sft(*, solution: str = "", fresh: bool = False, temperature: float = 1.0, mean: str = "token_mean") -> Method:
     """
     solution: column of the text that is copied, privileged_context or answer too; empty: what the teacher writes
     fresh: a new trace at every visit instead of one fixed trace per problem
