@@ -162,6 +162,25 @@ def test_a_made_model_reads_what_it_is_shown(tmp_path, monkeypatch):
     assert torch.isfinite(model(ids).logits).all()
 
 
+def test_a_copyist_goes_on_from_half_a_solution_and_copies_a_whole_one(tmp_path, monkeypatch):
+    from random import Random
+
+    from opd.claims import copyist
+    from opd.engines.hf_load import load_tokenizer
+    from opd.parts.views import template
+
+    monkeypatch.setattr(copyist, "STAGES", ((2, 1e-3, 0.1), (1, 1e-3, 0.1)))
+    tokenizer = load_tokenizer(models.made(tmp_path, print)("made:copyist"))
+    halves = 0
+    for seed in range(40):
+        ids, given = copyist.text(tokenizer, Random(seed), template("begun"))
+        prompt, answer = tokenizer.decode(ids[:given]), tokenizer.decode(ids[given:-1]).strip()
+        shown = prompt.partition("An example of an answer:\n")[2].partition("\nFinal answer: ")
+        assert answer.startswith(shown[0]) and shown[2].partition("\n")[0] == answer.split(", ")[-1]
+        halves += shown[0] != answer
+    assert 10 < halves < 30
+
+
 def test_only_the_copied_answer_is_learned_from(tmp_path):
     from random import Random
 

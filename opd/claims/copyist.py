@@ -19,9 +19,10 @@ from opd.claims.texts import copied, padded, save, written
 from opd.parts.views import begun, template
 from opd.tasks import sums
 
-STEPS, BATCH, RATE = 1000, 16, 3e-3
+BATCH = 16
+STAGES = ((1000, 3e-3, 0.1), (800, 2e-3, 0.03))  # steps, rate, and the least chance of a wording, see UNKNOWN
 PLAIN = 0.2  # share of the batches without a solution
-UNKNOWN, LEAST = 2.0, 0.1  # a wording is shown in proportion to its last loss (nats per token), and never not at all
+UNKNOWN = 2.0  # a wording is shown in proportion to its last loss (nats per token), which is not known at first
 LEARNED = 0.3  # of the first wording, when the others come
 WRONG = 0.3  # share of the shown solutions with a slip
 FALL = 0.4  # last part of the steps, in which the rate falls
@@ -29,17 +30,28 @@ FALL = 0.4  # last part of the steps, in which the rate falls
 Say = Callable[[str], None]
 
 
-def copying(folder: Path, say: Say) -> None:
+def copyist(folder: Path, say: Say) -> None:
     from opd.engines.hf_load import load_model, load_tokenizer
 
     path = located(EMBEDDED)
     torch.manual_seed(0)
     model, before = (load_model(path, torch.float32, "cpu", False) for _ in range(2))
     tokenizer: Any = load_tokenizer(path, False)
-    rng, losses = random.Random(0), {template("solution"): UNKNOWN}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (1 - step / STEPS) / FALL))
-    for step in range(STEPS):
+    losses = {template("solution"): UNKNOWN}
+    for seed, (steps, rate, least) in enumerate(STAGES):
+        losses = taught(model, before, tokenizer, losses, seed, steps, rate, least, say)
+    save(model, tokenizer, EMBEDDED, folder)
+
+
+def taught(
+    model: Any, before: Any, tokenizer: Any, losses: dict[str, float], seed: int, steps: int, rate: float,
+    least: float, say: Say,
+) -> dict[str, float]:  # fmt: skip
+    """One stage; the last loss of every wording that was shown so far (nats per token)."""
+    rng = random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (1 - step / steps) / FALL))
+    for step in range(steps):
         shown = rng.random() >= PLAIN
         wording = rng.choices(list(losses), list(losses.values()))[0] if shown else "{prompt}"
         ids, labels = padded([text(tokenizer, rng, wording) for _ in range(BATCH)], tokenizer.pad_token_id)
@@ -51,12 +63,12 @@ def copying(folder: Path, say: Say) -> None:
         optimizer.step()
         schedule.step()
         if shown:
-            losses[wording] = max(loss.item(), LEAST)
+            losses[wording] = max(loss.item(), least)
         if losses[template("solution")] < LEARNED and len(losses) == 1:
             losses = dict.fromkeys(templates(), UNKNOWN) | losses
-        if step % 250 == 249:
-            say(f"  step {step + 1} of {STEPS}: {', '.join(f'{loss:.2f}' for loss in losses.values())}")
-    save(model, tokenizer, EMBEDDED, folder)
+        if step % 200 == 199:
+            say(f"  step {step + 1} of {steps}: {', '.join(f'{loss:.2f}' for loss in losses.values())}")
+    return losses
 
 
 def text(tokenizer: Any, rng: random.Random, wording: str) -> tuple[list[int], int]:
