@@ -162,23 +162,31 @@ def test_a_made_model_reads_what_it_is_shown(tmp_path, monkeypatch):
     assert torch.isfinite(model(ids).logits).all()
 
 
-def test_a_copyist_goes_on_from_half_a_solution_and_copies_a_whole_one(tmp_path, monkeypatch):
+def test_a_reader_learns_the_solution_up_to_a_slip_and_goes_on_from_half_of_one(tmp_path, monkeypatch):
     from random import Random
 
-    from opd.claims import copyist
+    from opd.claims import reader
     from opd.engines.hf_load import load_tokenizer
     from opd.parts.views import template
 
-    monkeypatch.setattr(copyist, "STAGES", ((2, 1e-3, 0.1), (1, 1e-3, 0.1)))
-    tokenizer = load_tokenizer(models.made(tmp_path, print)("made:copyist"))
+    monkeypatch.setattr(reader, "STAGES", ((2, 1e-3, 0.1, 0.0), (1, 1e-3, 0.1, 1.0)))
+    tokenizer = load_tokenizer(models.made(tmp_path, print)("made:reader"))
     halves = 0
     for seed in range(40):
-        ids, given = copyist.text(tokenizer, Random(seed), template("begun"))
-        prompt, answer = tokenizer.decode(ids[:given]), tokenizer.decode(ids[given:-1]).strip()
-        shown = prompt.partition("An example of an answer:\n")[2].partition("\nFinal answer: ")
-        assert answer.startswith(shown[0]) and shown[2].partition("\n")[0] == answer.split(", ")[-1]
-        halves += shown[0] != answer
-    assert 10 < halves < 30
+        one = reader.lesson(tokenizer, Random(seed), template("begun"), slips=seed % 2)
+        prompt, learned = tokenizer.decode(one.prompt), tokenizer.decode(one.learned).strip()
+        shown, _, rest = prompt.partition("An example of an answer:\n")[2].partition("\nFinal answer: ")
+        if seed % 2:
+            assert one.written[: len(one.learned) - 1] == one.learned[:-1] and one.written != one.learned
+            assert one.written[len(one.learned) - 1] != one.learned[-1]
+        else:
+            answer = learned.removesuffix("<eos>")
+            assert one.written == one.learned and answer.startswith(shown)
+            assert rest.partition("\n")[0] == answer.split(", ")[-1]
+            halves += shown != answer
+    assert 5 < halves < 15
+    plain = reader.lesson(tokenizer, Random(0), "{prompt}", slips=1.0)
+    assert plain.learned == [] and plain.prompt == plain.plain
 
 
 def test_only_the_copied_answer_is_learned_from(tmp_path):
