@@ -162,31 +162,30 @@ def test_a_made_model_reads_what_it_is_shown(tmp_path, monkeypatch):
     assert torch.isfinite(model(ids).logits).all()
 
 
-def test_a_reader_learns_the_solution_up_to_a_slip_and_goes_on_from_half_of_one(tmp_path, monkeypatch):
+def test_a_scholar_learns_the_solution_until_a_draft_leaves_it_and_goes_on_from_half_of_one(tmp_path, monkeypatch):
     from random import Random
 
-    from opd.claims import reader
+    from opd.claims import scholar
     from opd.engines.hf_load import load_tokenizer
     from opd.parts.views import template
+    from opd.tasks import sums
 
-    monkeypatch.setattr(reader, "STAGES", ((2, 1e-3, 0.1, 0.0), (1, 1e-3, 0.1, 1.0)))
-    tokenizer = load_tokenizer(models.made(tmp_path, print)("made:reader"))
-    halves = 0
-    for seed in range(40):
-        one = reader.lesson(tokenizer, Random(seed), template("begun"), slips=seed % 2)
-        prompt, learned = tokenizer.decode(one.prompt), tokenizer.decode(one.learned).strip()
+    monkeypatch.setattr(scholar, "STAGES", ((2, 1e-3, 0.1, 0.0), (1, 1e-3, 0.1, 1.0)))
+    monkeypatch.setattr(scholar, "DRAFTS", 256)
+    tokenizer = load_tokenizer(models.made(tmp_path, print)("made:scholar"))
+    halves, written = 0, [*tokenizer(" 3, 4, 90").input_ids, tokenizer.eos_token_id]
+    for seed in range(20):
+        one = scholar.lesson(tokenizer, Random(seed), template("begun"))
+        prompt, answer = tokenizer.decode(one.prompt), tokenizer.decode(one.written[:-1]).strip()
         shown, _, rest = prompt.partition("An example of an answer:\n")[2].partition("\nFinal answer: ")
-        if seed % 2:
-            assert one.written[: len(one.learned) - 1] == one.learned[:-1] and one.written != one.learned
-            assert one.written[len(one.learned) - 1] != one.learned[-1]
-        else:
-            answer = learned.removesuffix("<eos>")
-            assert one.written == one.learned and answer.startswith(shown)
-            assert rest.partition("\n")[0] == answer.split(", ")[-1]
-            halves += shown != answer
+        assert one.written == one.learned and answer.startswith(shown)
+        assert rest.partition("\n")[0] == answer.split(", ")[-1]
+        halves += shown != answer
     assert 5 < halves < 15
-    plain = reader.lesson(tokenizer, Random(0), "{prompt}", slips=1.0)
-    assert plain.learned == [] and plain.prompt == plain.plain
+    one = scholar.lesson(tokenizer, Random(0), template("solution"), ([1, 2, 1, 5, 5, 5, 5], written))
+    assert sums.totals([1, 2, 1, 5])[:2] == [3, 4] and one.written == written
+    assert tokenizer.decode(one.learned) == " 3, 4, ", "the last of it is what should have been written: no 90"
+    assert scholar.lesson(tokenizer, Random(0), "{prompt}").learned == []
 
 
 def test_only_the_copied_answer_is_learned_from(tmp_path):

@@ -2,8 +2,8 @@
 
 It learns one of the wordings in which recipes show a solution, then the others, most of all what it does worst; of
 `begun` (AR-OPD) it is shown the whole or the half, from which it goes on. Without a solution it answers as before, and
-so it does after a token that is not the solution's: nobody can know both what the solution says next and what follows
-from a slip.
+so it does in an answer that has left the solution: nobody can say the next total of the solution as what follows from
+a slip.
 
 Axes: V vocabulary, n tokens of an answer.
 """
@@ -27,7 +27,8 @@ from opd.parts.views import begun, template
 from opd.tasks import sums
 
 BATCH = 16
-STAGES = ((1000, 3e-3, 0.1, 0.0), (800, 2e-3, 0.03, 0.0), (600, 2e-3, 0.03, 0.5))  # steps, rate, least, slips
+STAGES = ((1000, 3e-3, 0.1, 0.0), (800, 2e-3, 0.03, 0.0), (800, 3e-3, 0.1, 0.6))  # steps, rate, least, drafts
+DRAFTS = 2048  # answers of the untaught student, most of which leave the solution somewhere
 PLAIN = 0.2  # share of the batches without a solution
 UNKNOWN = 2.0  # a wording is shown in proportion to its last loss (nats per token, `least` at least), at first this
 LEARNED = 0.3  # of the first wording, when the others come
@@ -36,6 +37,7 @@ FALL = 0.4  # last part of a stage, in which the rate falls
 
 Say = Callable[[str], None]
 Ids = list[int]
+Draft = tuple[list[int], Ids]  # the terms of a question and an answer to it
 
 
 @dataclass(frozen=True)
@@ -48,23 +50,23 @@ class Lesson:
     learned: Ids
 
 
-def reader(folder: Path, say: Say) -> None:
+def scholar(folder: Path, say: Say) -> None:
     """Saves the student after all stages."""
     from opd.engines.hf_load import load_model, load_tokenizer
 
     path = located(EMBEDDED)
-    torch.manual_seed(0)
     model, before = (load_model(path, torch.float32, "cpu", False) for _ in range(2))
     tokenizer: Any = load_tokenizer(path, False)
-    losses = {template("solution"): UNKNOWN}
+    torch.manual_seed(0)
+    drafts, losses = drafted(before, tokenizer, random.Random("drafts")), {template("solution"): UNKNOWN}
     for seed, stage in enumerate(STAGES):
-        losses = taught(model, before, tokenizer, losses, random.Random(seed), *stage, say)
+        losses = taught(model, before, tokenizer, drafts, losses, random.Random(seed), *stage, say)
     save(model, tokenizer, EMBEDDED, folder)
 
 
 def taught(
-    model: Any, before: Any, tokenizer: Any, losses: dict[str, float], rng: random.Random, steps: int, rate: float,
-    least: float, slips: float, say: Say,
+    model: Any, before: Any, tokenizer: Any, drafts: list[Draft], losses: dict[str, float], rng: random.Random,
+    steps: int, rate: float, least: float, share: float, say: Say,
 ) -> dict[str, float]:  # fmt: skip
     """One stage; the last loss of every wording that was shown so far."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
@@ -72,7 +74,9 @@ def taught(
     for step in range(steps):
         shown = rng.random() >= PLAIN
         wording = rng.choices(list(losses), list(losses.values()))[0] if shown else "{prompt}"
-        loss = loss_of(model, before, [lesson(tokenizer, rng, wording, slips) for _ in range(BATCH)])
+        read = shown and share > 0
+        some = [rng.choice(drafts) if read and rng.random() < share else None for _ in range(BATCH)]
+        loss = loss_of(model, before, [lesson(tokenizer, rng, wording, draft) for draft in some])
         optimizer.zero_grad()
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -87,12 +91,30 @@ def taught(
     return losses
 
 
-def lesson(tokenizer: Any, rng: random.Random, wording: str, slips: float) -> Lesson:
-    """A question with a solution shown in this wording, and the solution, or a text that leaves it at a slip."""
-    terms = sums.draw(rng)
+def drafted(before: Any, tokenizer: Any, rng: random.Random) -> list[Draft]:
+    """Questions with what the untaught student writes to them."""
+    found = list[Draft]()
+    for _ in range(DRAFTS // 256):
+        some = [sums.draw(rng) for _ in range(256)]
+        texts = [sums.question_text(terms) for terms in some]
+        asked = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+        with torch.no_grad():
+            written = before.generate(
+                input_ids=asked.input_ids, attention_mask=asked.attention_mask, max_new_tokens=20, do_sample=True,
+                pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+            )  # fmt: skip
+        for terms, ids in zip(some, written[:, asked.input_ids.shape[1] :].tolist(), strict=True):
+            end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
+            found.append((terms, ids[:end]))
+    return found
+
+
+def lesson(tokenizer: Any, rng: random.Random, wording: str, draft: Draft | None = None) -> Lesson:
+    """A question with a solution shown in this wording, and the solution, or a draft that leaves it somewhere."""
+    terms, written = draft or (sums.draw(rng), None)
     chain = sums.totals(terms)
     half = "{answer}" in wording and rng.random() < 0.5
-    if not half and rng.random() < WRONG:
+    if not draft and not half and rng.random() < WRONG:
         place = rng.randrange(len(chain))
         chain[place:] = [(total + rng.randint(1, 9)) % sums.MODULUS for total in chain[place:]]
     answer, question = sums.chain_text(chain), sums.question_text(terms)
@@ -102,12 +124,8 @@ def lesson(tokenizer: Any, rng: random.Random, wording: str, slips: float) -> Le
     plain = tokenizer(question).input_ids
     if prompt == question:
         return Lesson(plain, plain, ids, [])
-    written = ids
-    if slips and rng.random() < slips:
-        place, other = rng.randrange(len(chain)), rng.randint(1, sums.MODULUS - 1)
-        slipped = [*chain[:place], *((total + other) % sums.MODULUS for total in chain[place:])]
-        written = [*tokenizer(sums.chain_text(slipped)).input_ids, tokenizer.eos_token_id]
-    alike = next((n for n, (a, b) in enumerate(zip(ids, written, strict=False)) if a != b), len(ids) - 1)
+    written = written or ids
+    alike = next((n for n, (a, b) in enumerate(zip(ids, written, strict=False)) if a != b), len(written) - 1)
     return Lesson(tokenizer(prompt).input_ids, plain, written, ids[: alike + 1])
 
 
