@@ -162,30 +162,23 @@ def test_a_made_model_reads_what_it_is_shown(tmp_path, monkeypatch):
     assert torch.isfinite(model(ids).logits).all()
 
 
-def test_a_scholar_learns_the_solution_until_a_draft_leaves_it_and_goes_on_from_half_of_one(tmp_path, monkeypatch):
+def test_a_copyist_goes_on_from_half_a_solution_and_copies_a_whole_one(tmp_path, monkeypatch):
     from random import Random
 
-    from opd.claims import scholar
+    from opd.claims import copyist
     from opd.engines.hf_load import load_tokenizer
     from opd.parts.views import template
-    from opd.tasks import sums
 
-    monkeypatch.setattr(scholar, "STAGES", ((2, 1e-3, 0.1, 0.0), (1, 1e-3, 0.1, 1.0)))
-    monkeypatch.setattr(scholar, "DRAFTS", 256)
-    tokenizer = load_tokenizer(models.made(tmp_path, print)("made:scholar"))
-    halves, written = 0, [*tokenizer(" 3, 4, 90").input_ids, tokenizer.eos_token_id]
-    for seed in range(20):
-        one = scholar.lesson(tokenizer, Random(seed), template("begun"))
-        prompt, answer = tokenizer.decode(one.prompt), tokenizer.decode(one.written[:-1]).strip()
-        shown, _, rest = prompt.partition("An example of an answer:\n")[2].partition("\nFinal answer: ")
-        assert one.written == one.learned and answer.startswith(shown)
-        assert rest.partition("\n")[0] == answer.split(", ")[-1]
-        halves += shown != answer
-    assert 5 < halves < 15
-    one = scholar.lesson(tokenizer, Random(0), template("solution"), ([1, 2, 1, 5, 5, 5, 5], written))
-    assert sums.totals([1, 2, 1, 5])[:2] == [3, 4] and one.written == written
-    assert tokenizer.decode(one.learned) == " 3, 4, ", "the last of it is what should have been written: no 90"
-    assert scholar.lesson(tokenizer, Random(0), "{prompt}").learned == []
+    monkeypatch.setattr(copyist, "STAGES", ((2, 1e-3, 0.1), (1, 1e-3, 0.1)))
+    tokenizer = load_tokenizer(models.made(tmp_path, print)("made:copyist"))
+    halves = 0
+    for seed in range(40):
+        ids, given = copyist.text(tokenizer, Random(seed), template("begun"))
+        prompt, answer = tokenizer.decode(ids[:given]), tokenizer.decode(ids[given:-1]).strip()
+        shown = prompt.partition("An example of an answer:\n")[2].partition("\nFinal answer: ")
+        assert answer.startswith(shown[0]) and shown[2].partition("\n")[0] == answer.split(", ")[-1]
+        halves += shown[0] != answer
+    assert 10 < halves < 30
 
 
 def test_only_the_copied_answer_is_learned_from(tmp_path):
