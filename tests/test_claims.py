@@ -127,6 +127,30 @@ def test_a_whole_reproduction_goes_on_where_it_was(tmp_path):
     assert "| `sft` |" in text and "opd reproduce sampled_token --seeds 2" in text and "When it is tried" in text
 
 
+def test_what_a_run_did_not_ask_is_examined_afterwards(tmp_path):
+    """With the context back, and on another task; the second time from what was kept."""
+    from opd.cli.comparing_display import Lines
+
+    shared = {"method": "sampled_token", "others": (), "settings": HERE}
+    measures = {"context:under": "higher", "task:sums,seed=1": "higher"}
+    cases = tuple(case(**shared, measure=measure, better=better) for measure, better in measures.items())
+    found, said = Claim(says="S.", numbers="N.", here="H.", case=cases), []
+    onlooker = lambda contest, jobs: Lines(0, jobs)
+    result = reproduce("sampled_token", found, 1, 1, tmp_path, onlooker, said.append)
+    assert len(list(tmp_path.glob("runs/*/summary.json"))) == 2 and len(said) == 4
+    for outcome in result["cases"]:
+        assert all(0 <= value["value"] <= 1 for value in outcome["values"].values())
+        (gap,) = outcome["standings"]
+        assert gap["difference"]["value"] == pytest.approx(
+            outcome["values"]["sampled_token"]["value"] - outcome["values"]["sft"]["value"]
+        )
+    for file in tmp_path.glob("runs/sampled_token*/again-context.json"):
+        file.write_text(json.dumps({"under": {"value": 0.25}}))
+    again = reproduce("sampled_token", found, 1, 1, tmp_path, onlooker, said.append)
+    assert again["cases"][0]["values"]["sampled_token"]["value"] == 0.25
+    assert "with the context back" in page.section(again)
+
+
 def test_a_made_model_reads_what_it_is_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "STEPS", 3)
     said = []
@@ -138,6 +162,25 @@ def test_a_made_model_reads_what_it_is_shown(tmp_path, monkeypatch):
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     ids = tokenizer("7 - 2 + 3 + 3 + 9 + 3 + 1 =", return_tensors="pt").input_ids
     assert torch.isfinite(model(ids).logits).all()
+
+
+def test_a_copyist_goes_on_from_half_a_solution_and_copies_a_whole_one(tmp_path, monkeypatch):
+    from random import Random
+
+    from opd.claims import copyist
+    from opd.engines.hf_load import load_tokenizer
+    from opd.parts.views import template
+
+    monkeypatch.setattr(copyist, "STAGES", ((2, 1e-3, 0.1), (1, 1e-3, 0.1)))
+    tokenizer = load_tokenizer(models.made(tmp_path, print)("made:copyist"))
+    halves = 0
+    for seed in range(40):
+        ids, given = copyist.text(tokenizer, Random(seed), template("begun"))
+        prompt, answer = tokenizer.decode(ids[:given]), tokenizer.decode(ids[given:-1]).strip()
+        shown = prompt.partition("An example of an answer:\n")[2].partition("\nFinal answer: ")
+        assert answer.startswith(shown[0]) and shown[2].partition("\n")[0] == answer.split(", ")[-1]
+        halves += shown[0] != answer
+    assert 10 < halves < 30
 
 
 def test_only_the_copied_answer_is_learned_from(tmp_path):

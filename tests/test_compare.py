@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import tomli_w
 from fake_comparison import comparison, contest, finish
 
 from opd import recipes
+from opd.cast import teacher_spec
 from opd.cli import comparing, options
 from opd.cli.main import main
 from opd.cli.training import settings_of
@@ -26,6 +28,7 @@ from opd.compare.watching import Pace
 from opd.errors import SettingError
 from opd.examined import examined, split
 from opd.lab.toy import problems
+from opd.record import resolved
 from opd.settings import Settings
 
 # ---- what was typed
@@ -125,6 +128,18 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     other = contest(tmp_path, "sft", seeds=2, shared={"batch": 3})
     with pytest.raises(SettingError, match="another batch: got 16, expected 3"):
         check_folders(possible(other, 0))
+
+
+def test_a_finished_run_without_a_teacher_is_left(tmp_path):
+    """Its folder names nobody as the teacher, which the settings of the comparison do not."""
+    words = ("grpo", "sft:solution=solution", "constant_negative")
+    trials = possible(contest(tmp_path, *words, seeds=1, shared={"student": "somewhere"}), 0)
+    for trial in trials:
+        finish(trial, 0.5)
+        nobody = resolved(trial.settings) | {"teacher": teacher_spec(trial.settings, trial.settings.build_method())}
+        assert nobody["teacher"] == "none"
+        (trial.folder / "run.toml").write_text(tomli_w.dumps(nobody))
+    check_folders(trials)
 
 
 def test_seconds_are_not_shared_unless_asked():

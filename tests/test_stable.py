@@ -7,9 +7,9 @@ from models import engine
 from test_loop import ToyTask, training
 
 from opd.build import check_parts, check_solutions
-from opd.contract import gradients, toy_cast, toy_groups
+from opd.contract import distance, gradients, toy_cast, toy_groups
 from opd.doctor.case import Case
-from opd.errors import DataError, MethodError
+from opd.errors import DataError, MethodError, SettingError
 from opd.lab.toy import STOP, ToyModel, problems
 from opd.loop import one_step, repetitive
 from opd.method import Method, Term
@@ -17,6 +17,7 @@ from opd.parts.losses import PolicyGradient
 from opd.parts.means import token_mean
 from opd.parts.sample import WithSolutions
 from opd.recipes.iw_opd import iw_opd
+from opd.recipes.sft import sft
 from opd.recipes.stable_opd import stable_opd
 from opd.rollout import DATA, STUDENT, Problem, Visit
 from opd.step import prepare
@@ -46,6 +47,24 @@ def test_nobody_reads_a_solution_and_only_its_term_learns_from_it():
     assert torch.equal(rows["golden"], golden) and torch.equal(rows["own"], rows["author"] == STUDENT)
     assert torch.equal(rows["teacher.shown"], ~golden) and torch.equal(rows["reference.shown"], ~golden)
     assert torch.equal(rows["advantage"].isnan(), golden) and golden.any()
+
+
+def test_sft_copies_the_solutions_when_it_is_told_where_they_stand():
+    """No teacher is opened, and the loss is the cross-entropy on the texts that came with the problems."""
+    method = sft(solution="solution")
+    assert method.casting == {"teacher": "none"} and not method.teach
+    cast = {"student": ToyModel(seed=1)}
+    groups = method.sample(cast, [Visit(problem, 0, 5) for problem in problems(4)], 0)
+    assert [rollout.text for group in groups for rollout in group.rollouts] == [p.data["solution"] for p in problems(4)]
+    rows, sequences = prepare(toy_groups(method, cast), method, cast, 0)
+    alone = gradients(method, cast["student"], rows, sequences)
+    beside = stable_opd(gold=1.0, near=0.0)
+    (rows, sequences), cast = table(beside)
+    both = gradient_of("gold", beside, rows, sequences, cast["student"])
+    assert distance(alone, both) < 1e-12
+    assert one_step(training(method)).metrics["length"] > 0
+    with pytest.raises(SettingError, match="fresh"):
+        sft(solution="solution", fresh=True)
 
 
 def gradient_of(name, method, rows, sequences, student):
@@ -127,7 +146,7 @@ def test_a_problem_without_a_solution_stops_before_the_first_step():
     task.train = [Problem("bare", "ab", "2", "the reference")]
     for name, text in (("answer", "2"), ("privileged_context", "the reference")):
         check_solutions(stable_opd(solution=name), task, cast)
-        groups = WithSolutions(stable_opd().sample.fresh, name)(cast, [Visit(task.train[0], 0, 1)], 0)
+        groups = WithSolutions(name, fresh=stable_opd().sample.fresh)(cast, [Visit(task.train[0], 0, 1)], 0)
         assert groups[1].rollouts[0].text == text
 
 

@@ -25,7 +25,9 @@ class Case(BaseModel):
     baseline: str = Field(description="the method's own baseline, in the same words")
     others: tuple[str, ...] = Field(BESIDE, description="whom it is also held against; of them, the control decides")
     measure: str = Field(
-        "sampled", description="sampled, greedy, reverse_kl or length at the end; metric:NAME is a mean over the run"
+        "sampled",
+        description="sampled, greedy, reverse_kl or length at the end; metric:NAME is a mean over the run; "
+        "context:NAME and task:SPEC are examined afterwards (again.py)",
     )
     better: Better = "higher"
     rates: tuple[float, ...] = Field((1e-3, 3e-3, 1e-2), description="learning rates that every method tries")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.checkpoint import write_text
-from opd.claims import models
+from opd.claims import again, models
 from opd.claims.claim import Case, Claim
 from opd.claims.verdict import Outcome, concluded, judged, rivals
 from opd.compare import course
@@ -34,7 +34,12 @@ def reproduce(
             case, seeds, out / method / f"case{number + 1}", models.made(out / "models", say), out / "runs"
         )
         with onlooker(contest, jobs) as seen:
-            outcomes.append(judged(case, _compared(contest, jobs, seen)))
+            field = _compared(contest, jobs, seen)
+        if again.is_asked(case.measure):
+            say("examining the students once more")
+            for run in (run for run in field.runs if run.summary):
+                again.examine(case.measure, run.trial.settings)
+        outcomes.append(judged(case, field))
     result = {
         "method": method,
         "seeds": seeds,

@@ -2,6 +2,7 @@
 
     made:reading   the embedded student after some minutes of learning to copy a solution that its prompt holds, in any
                    of the wordings in opd/recipes/*.txt, right or wrong; without one it answers as before
+    made:copyist   the same, but wording after wording, so that it masters all of them; it goes on from half a solution
 
 The embedded student has never seen a prompt with more than a question in it, so that no method which shows a copy of
 it a solution could work at all.
@@ -108,4 +109,17 @@ def kept(logits: Tensor, before: Any, ids: Tensor, labels: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(-1)[here], old[here], log_target=True, reduction="batchmean")
 
 
-MAKERS: dict[str, Callable[[Path, Say], None]] = {"reading": reading} | TAUGHT | STRAYED | CONFLICTS | OWN
+def copyist(folder: Path, say: Say) -> None:
+    from opd.claims import copyist
+
+    copyist.copyist(folder, say)
+
+
+MAKERS: dict[str, Callable[[Path, Say], None]] = {
+    "reading": reading,
+    "copyist": copyist,
+    **TAUGHT,
+    **STRAYED,
+    **CONFLICTS,
+    **OWN,
+}

@@ -20,13 +20,18 @@ at this size may hold at another. What each method is, and what is uncertain abo
 `opd reproduce --page docs/methods.md`.
 
 """
-SCALES = {"sampled": 100.0, "greedy": 100.0}
+SHARES = {
+    "context:under": "accuracy of greedy answers with the context back, %",
+    "context:harm": "of the greedy answers that were right, those wrong with the context back, %",
+    "context:both": "right with and without the context, greedy, %",
+}
+SCALES = {"sampled": 100.0, "greedy": 100.0} | dict.fromkeys(SHARES, 100.0)
 WORDS = {
     "sampled": "accuracy of sampled answers, %",
     "greedy": "accuracy of greedy answers, %",
     "reverse_kl": "KL(student || teacher), nats per token",
     "length": "tokens per answer",
-}
+} | SHARES
 
 
 def results(out: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from opd.bootstrap import Interval, over_seeds
+from opd.claims import again
 from opd.claims.claim import Case
 from opd.compare.outcome import GRADED, Field, Ran
 from opd.compare.verdicts import CONTROLS
@@ -78,6 +79,8 @@ def measured(measure: str, runs: Sequence[Ran]) -> list[float]:
 
 
 def _measured(measure: str, run: Ran) -> float:
+    if again.is_asked(measure):
+        return again.number(measure, run.trial.folder)
     kind, _, name = measure.partition(":")
     if kind == "metric":
         return fmean(line[name] for line in run.lines if name in line)

@@ -64,4 +64,5 @@ def check_folders(trials: list[Trial]) -> None:
 def comparable(settings: Settings) -> dict[str, Any]:
     """What must be the same for a run to be continued."""
     values = {name: value for name, value in chosen(settings).items() if name not in OWN}
-    return values | casting.specs(settings, settings.build_method())
+    method = settings.build_method()
+    return values | {"teacher": casting.teacher_spec(settings, method)} | casting.specs(settings, method)

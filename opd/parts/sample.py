@@ -1,4 +1,4 @@
-"""Who writes the sequence: the student, the teacher, one of them by a coin, or each of them one."""
+"""Who writes the sequence: the student, the teacher, one of them by a coin, each one, or whoever made the data."""
 
 from __future__ import annotations
 
@@ -106,18 +106,19 @@ class Together:
 
 
 @dataclass(frozen=True)
-class WithSolutions:
-    """What `fresh` writes, and for every visit the problem's own solution, as a group of its own that nobody graded.
+class Solutions:
+    """Nobody writes: every visit brings the problem's own solution, as a group of its own that nobody graded.
 
-    `solution` names where the text stands: answer, privileged_context, or another column of the task. Its rows have the
-    author DATA; nobody drew them, so that `behaviour` is certain (0) and `untruncated` is not known (nan).
+    `solution` names where the text stands: answer, privileged_context, or another column of the task. Nobody drew its
+    rows, so that `behaviour` is certain (0) and `untruncated` is not known (nan). What a step measures passes over rows
+    of the author DATA; where nobody else writes, another `author` makes them the ones that it is about.
     """
 
-    fresh: Sample
     solution: str = "solution"
+    author: int = DATA
 
     def check(self, cast: Cast) -> None:
-        """A text can only be mixed in for a student that spells."""
+        """A text can only be given to a student that spells."""
         if not hasattr(cast["student"], "encode"):
             raise MethodError(
                 f"{cast['student'].name} cannot be given a solution to copy",
@@ -138,14 +139,13 @@ class WithSolutions:
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         student: Spelling = cast["student"]
-        golden = [Group(v.problem, (self._rollout(v.problem, student),), student.render) for v in visits]
-        return [*self.fresh(cast, visits, step), *golden]
+        return [Group(v.problem, (self._rollout(v.problem, student),), student.render) for v in visits]
 
     def _rollout(self, problem: Problem, student: Spelling) -> Rollout:
         text = self._text(problem)
         tokens = student.encode(text)
         piece = Piece(tokens, np.zeros(len(tokens)), np.full(len(tokens), np.nan), End.STOP, tags={"reward": np.nan})
-        return continued(student.render(problem.messages), piece, problem, Sampling(), DATA, text)
+        return continued(student.render(problem.messages), piece, problem, Sampling(), self.author, text)
 
     def _text(self, problem: Problem) -> str:
         known = {**problem.data, "answer": problem.answer, "privileged_context": problem.privileged_context}
@@ -158,6 +158,16 @@ class WithSolutions:
                 remedy="Name the column that has one with --solution",
             )
         return text
+
+
+@dataclass(frozen=True)
+class WithSolutions(Solutions):
+    """What `fresh` writes, and after it every visit's solution."""
+
+    fresh: Sample = field(kw_only=True)
+
+    def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
+        return [*self.fresh(cast, visits, step), *super().__call__(cast, visits, step)]
 
 
 @dataclass

@@ -73,10 +73,7 @@ class Begun:
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
         context, answer = self.check(group.problem)
-        end = math.ceil(self.share * len(context))
-        while end < len(context) and not (context[end - 1].isspace() or context[end].isspace()):
-            end += 1
-        messages = told(group.problem.messages, self.template, context[:end].rstrip(), answer=answer)
+        messages = told(group.problem.messages, self.template, begun(context, self.share), answer=answer)
         return [rollout.reworded(group.render(messages))]
 
     def check(self, problem: Problem) -> tuple[str, str]:
@@ -86,6 +83,14 @@ class Begun:
             what = f"problem {problem.id} has no answer, and this method shows it beside the beginning of the reference"
             raise DataError(what, remedy="Give the task a column 'answer'")
         return context, problem.answer
+
+
+def begun(text: str, share: float) -> str:
+    """The first `share` of a text's characters, to the end of the word that it falls into."""
+    end = math.ceil(share * len(text))
+    while end < len(text) and not (text[end - 1].isspace() or text[end].isspace()):
+        end += 1
+    return text[:end].rstrip()
 
 
 OUTCOMES = ("right", "wrong", "any")

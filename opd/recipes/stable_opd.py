@@ -63,7 +63,7 @@ def stable_opd(
     if gold:
         terms["gold"] = Term(CrossEntropy(), named(mean), gold, rows="golden")
     return Method(
-        sample=WithSolutions(fresh, solution) if gold else fresh,
+        sample=WithSolutions(solution, fresh=fresh) if gold else fresh,
         teach=tuple(asks),
         credit=chain(LogRatio(), Marked("own", STUDENT), Marked("golden", DATA)),
         terms=terms,
