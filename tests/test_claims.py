@@ -9,7 +9,7 @@ from fake_comparison import finish
 
 from opd import recipes
 from opd.claims import claim as claims
-from opd.claims import models, page
+from opd.claims import copyist, models, page, texts
 from opd.claims.claim import Case, Claim
 from opd.claims.course import contest_of, reproduce
 from opd.claims.figure import LEFT, WIDTH, figure
@@ -151,12 +151,12 @@ def test_what_a_run_did_not_ask_is_examined_afterwards(tmp_path):
     assert "with the context back" in page.section(again)
 
 
-def test_a_made_model_reads_what_it_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "STEPS", 3)
+def test_a_made_model_is_made_once_and_can_be_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(copyist, "STAGES", ((2, 1e-3, 0.1), (1, 1e-3, 0.1)))
     said = []
     find = models.made(tmp_path, said.append)
-    folder = find("made:reading")
-    assert find("made:reading") == folder and len(said) == 1 and find("embedded:student") == "embedded:student"
+    folder = find("made:copyist")
+    assert find("made:copyist") == folder and len(said) == 1 and find("embedded:student") == "embedded:student"
     from opd.engines.hf_load import load_model, load_tokenizer
 
     model, tokenizer = load_model(folder), load_tokenizer(folder)
@@ -164,15 +164,14 @@ def test_a_made_model_reads_what_it_is_shown(tmp_path, monkeypatch):
     assert torch.isfinite(model(ids).logits).all()
 
 
-def test_a_copyist_goes_on_from_half_a_solution_and_copies_a_whole_one(tmp_path, monkeypatch):
+def test_a_copyist_goes_on_from_half_a_solution_and_copies_a_whole_one():
     from random import Random
 
-    from opd.claims import copyist
+    from opd.cast import EMBEDDED, located
     from opd.engines.hf_load import load_tokenizer
     from opd.parts.views import template
 
-    monkeypatch.setattr(copyist, "STAGES", ((2, 1e-3, 0.1), (1, 1e-3, 0.1)))
-    tokenizer = load_tokenizer(models.made(tmp_path, print)("made:copyist"))
+    tokenizer = load_tokenizer(located(EMBEDDED))
     halves = 0
     for seed in range(40):
         ids, given = copyist.text(tokenizer, Random(seed), template("begun"))
@@ -190,12 +189,13 @@ def test_only_the_copied_answer_is_learned_from(tmp_path):
     from opd.engines.hf_load import load_tokenizer
 
     tokenizer = load_tokenizer(located(EMBEDDED))
-    texts = [
-        models.text(tokenizer, Random(seed), wording) for seed, wording in enumerate(["{prompt}", "{context} {prompt}"])
+    made = [
+        copyist.text(tokenizer, Random(seed), wording)
+        for seed, wording in enumerate(["{prompt}", "{context} {prompt}"])
     ]
-    ids, labels = models.padded(texts, tokenizer.pad_token_id)
-    for row, (one, given) in enumerate(texts):
-        learned = labels[row][labels[row] != models.IGNORED]
+    ids, labels = texts.padded(made, tokenizer.pad_token_id)
+    for row, (one, given) in enumerate(made):
+        learned = labels[row][labels[row] != texts.IGNORED]
         assert learned.tolist() == one[given:]
         assert ids[row, : len(one)].tolist() == one
 

@@ -53,7 +53,7 @@ def settings_of(task: str, out: Path) -> Values:
     """The models and problems of a task; students read what they are shown, which some methods live on."""
     if task != EMBEDDED:
         return pair(task, out / "models")
-    student = models.made(out / "models", print)("made:reading")
+    student = models.made(out / "models", print)("made:copyist")
     return {"student": student, "teacher": "embedded:teacher", "task": "sums", "max_new": 20}
 
 

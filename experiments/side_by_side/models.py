@@ -12,11 +12,13 @@ from typing import Any
 
 from experiments.realizability.pairs import EARLIER, made
 from experiments.realizability.tasks import KINDS, Example, Kind, pieces
-from opd.claims.models import PLAIN, WRONG, templates
+from opd.claims.copyist import WRONG
+from opd.claims.texts import templates
 from opd.parts.hints import LABEL
 from opd.parts.views import template
 
 SYSTEM = (template("sc_grpo"), template("sc_grpo_failed"))  # a message of its own, on the line before
+PLAIN = 0.4  # share of the questions without a solution
 LONGER = 2  # times as many steps as without anything to read
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from opd.cast import EMBEDDED, located
-from opd.claims.models import kept, templates
-from opd.claims.texts import copied, padded, save, written
+from opd.claims.texts import copied, kept, padded, save, templates, written
 from opd.parts.views import begun, template
 from opd.tasks import sums
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,21 @@ def padded(texts: Sequence[tuple[list[int], int]], padding: int) -> tuple[Tensor
 
 def copied(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+def templates() -> list[str]:
+    """Every wording in which a recipe shows a solution."""
+    files = (file for file in resources.files("opd.recipes").iterdir() if file.name.endswith(".txt"))
+    texts = [file.read_text(encoding="utf-8").rstrip("\n") for file in sorted(files, key=lambda file: file.name)]
+    return [text for text in texts if "{prompt}" in text and "{context}" in text]
+
+
+def kept(logits: Tensor, before: Any, ids: Tensor, labels: Tensor) -> Tensor:
+    """KL(before || now) where an answer is written: without a solution it goes on as it did."""
+    with torch.no_grad():
+        old = before(ids).logits[:, :-1].log_softmax(-1)
+    here = labels != IGNORED
+    return F.kl_div(logits.log_softmax(-1)[here], old[here], log_target=True, reduction="batchmean")
 
 
 def save(model: Any, tokenizer: Any, origin: str, folder: Path) -> None:
