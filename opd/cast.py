@@ -66,12 +66,11 @@ def specs(settings: Settings, method: Method) -> dict[str, str]:
 def teacher_spec(settings: Settings, method: Method) -> str:
     """The teacher that the settings name, else the method, else the one that comes with the embedded student.
 
-    A method that asks nobody, and whose student writes itself, does without.
+    A method whose teacher neither reads nor writes does without.
     """
     embedded = "embedded:teacher" if settings.student == EMBEDDED and not acts(settings) else ""
     spec = settings.teacher or method.casting.get("teacher", "") or embedded or NOBODY
-    alone = not method.teach and getattr(method.sample, "writer", "teacher") == "student"
-    if spec != NOBODY or alone or method.casting.get("teacher") == NOBODY:
+    if spec != NOBODY or "teacher" not in method.roles or method.casting.get("teacher") == NOBODY:
         return spec
     known = TEACHERS if acts(settings) else "a model folder"
     raise SettingError(f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give {known}, or {COPIES}")

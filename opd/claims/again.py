@@ -60,5 +60,5 @@ def _examined(measure: str, settings: Settings) -> dict[str, Any]:
         return evaluate(student, task, problems, greedy=False, **more).to_json()
     without = evaluate(student, task, problems, samples=0, **more).greedy
     assert without is not None  # greedy is asked for
-    told = removability.told(problems)
-    return asdict(removability.examine(student, task, told, without, max_new=settings.max_new))
+    shown = removability.told(problems)
+    return asdict(removability.examine(student, task, problems, shown, without, max_new=settings.max_new))
