@@ -22,8 +22,10 @@ from opd.compare import verdicts
 from opd.compare.check import check_folders
 from opd.compare.course import possible
 from opd.compare.curves import mean
+from opd.compare.outcome import look
 from opd.compare.plan import TUNING_SEED, Entrant
 from opd.compare.pool import EVERY, Pool, command, log_of, words
+from opd.compare.tuning import choose, rates
 from opd.compare.watching import Pace
 from opd.errors import SettingError
 from opd.examined import examined, split
@@ -213,6 +215,18 @@ def test_the_best_rate_on_the_tuning_problems_is_chosen(tmp_path):
     assert chosen == {"sft": 1e-3, "gkd": 1e-3}
     assert [one.error for one in found.tried] == ["", "", "", "not finite"]
     assert not any("see --tune" in note for note in found.notes)
+
+
+def test_a_rate_is_chosen_by_what_the_comparison_is_about(tmp_path):
+    trials = contest(tmp_path, "sft", seeds=1, rates=(1e-3, 1e-2)).tuning(20)
+    for trial, (accuracy, kl) in zip(trials, ((1.0, 0.9), (0.0, 0.1)), strict=True):
+        finish(trial, accuracy, kl)
+    runs = [look(trial, {}) for trial in trials]
+    goals = ("sampled", "greedy", "reverse_kl")
+    assert [rates(choose(runs, goal))["sft"] for goal in goals] == [1e-3, 1e-3, 1e-2]
+    graded = runs[0].summary["student_after"]["greedy"]
+    graded["grade"] = -1.0
+    assert rates(choose(runs, "greedy"))["sft"] == 1e-2 and rates(choose(runs))["sft"] == 1e-3
 
 
 def test_means_of_curves_of_different_lengths_end_at_their_ends():

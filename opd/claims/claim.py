@@ -30,7 +30,11 @@ class Case(BaseModel):
         "context:NAME and task:SPEC are examined afterwards (again.py)",
     )
     better: Better = "higher"
-    rates: tuple[float, ...] = Field((1e-3, 3e-3, 1e-2), description="learning rates that every method tries")
+    rates: tuple[float, ...] = Field(
+        (1e-3, 3e-3, 1e-2),
+        description="that every method tries; the best by the measure where it is sampled, greedy or reverse_kl, "
+        "else by sampled accuracy",
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="shared by all methods")
 
 

@@ -16,7 +16,7 @@ from opd.claims import again, models
 from opd.claims.claim import Case, Claim
 from opd.claims.verdict import Outcome, concluded, judged, rivals
 from opd.compare import course
-from opd.compare.plan import Contest, Entrant
+from opd.compare.plan import GOALS, Contest, Entrant
 from opd.compare.pool import Onlooker
 
 MADE = ("student", "teacher", "reference", "task")  # settings in which made:NAME stands for a folder
@@ -59,4 +59,5 @@ def contest_of(case: Case, seeds: int, out: Path, made: Callable[[str], str], co
     """The case as a comparison; `made` turns made:NAME into a folder, `common` holds the runs that cases share."""
     entrants = tuple(Entrant.of(word) for word in [case.method, *rivals(case)])
     shared = {name: made(value) if name in MADE else value for name, value in case.settings.items()}
-    return Contest(entrants, shared, out, seeds, case.rates, case.baseline, common)
+    goal = case.measure if case.measure in GOALS else "sampled"
+    return Contest(entrants, shared, out, seeds, case.rates, case.baseline, goal, common)

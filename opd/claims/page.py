@@ -12,12 +12,12 @@ from opd.claims.figure import figure
 
 HEAD = """# Methods: what their papers claim, and what is seen here
 
-Each claim is tried on a small task made for it: the method against its own baseline, against two common methods and
-against a control that has the same numbers on the wrong tokens. Every method gets the best learning rate of one grid,
-chosen on problems that no number here is about. **Shown** means better than baseline *and* control by more than a 95 %
-interval leaves open; where the best rate is the end of its grid, a better one may lie beyond. A claim that is not shown
-at this size may hold at another. What each method is, and what is uncertain about it: `opd show METHOD`. Written by
-`opd reproduce --page docs/methods.md`.
+Each claim is tried on a small task made for it: the method against its own baseline, and where these make sense against
+two common methods and a control that has the same numbers on the wrong tokens. Every method gets the best learning rate
+of one grid, chosen on problems that no number here is about. **Shown** means better than baseline *and* control by more
+than a 95 % interval leaves open; where the best rate is the end of its grid, a better one may lie beyond. A claim that
+is not shown at this size may hold at another; one with fewer than five seeds is provisional. What each method is, and
+what is uncertain about it: `opd show METHOD`. Written by `opd reproduce --page docs/methods.md`.
 
 """
 SHARES = {
@@ -84,8 +84,10 @@ def number(interval: Mapping[str, Any], scale: float, signed: bool = False) -> s
 
 def document(found: Sequence[Mapping[str, Any]], side_by_side: str, pictures: str) -> str:
     """All sections with their drawings (in folder `pictures`), after the verdicts and a table of all methods."""
-    head = "## Claims\n\n| method | its claim | verdict |\n|---|---|---|\n"
-    rows = "".join(f"| [`{r['method']}`](#{anchor(r)}) | {r['says']} | {r['verdict']} |\n" for r in found)
+    head = "## Claims\n\n| method | its claim | verdict | seeds |\n|---|---|---|---|\n"
+    rows = "".join(
+        f"| [`{r['method']}`](#{anchor(r)}) | {r['says']} | {r['verdict']} | {r['seeds']} |\n" for r in found
+    )
     table = f"## Side by side\n\n{side_by_side}\n" if side_by_side else ""
     drawn = (f"{section(r)}\n![The same numbers, drawn]({pictures}/{r['method']}.svg)\n" for r in found)
     return HEAD + table + head + rows + "\n" + "\n".join(drawn)

@@ -80,7 +80,8 @@ def taught(folder: Path, say: Say, start: str, draw: Draw, steps: int, rate: flo
     from opd.engines.hf_load import load_model, load_tokenizer
 
     torch.manual_seed(0)
-    model, tokenizer = load_model(located(start), torch.float32, "cpu", False), load_tokenizer(located(start), False)
+    model = load_model(located(start), torch.float32, "cpu", False)
+    tokenizer: Any = load_tokenizer(located(start), False)
     rng = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)

@@ -23,7 +23,7 @@ def compare(contest: Contest, jobs: int, onlooker: Onlooker) -> Comparison:
     check.check_folders([*tuning, *possible(contest, aside)])
     contest.out.mkdir(parents=True, exist_ok=True)
     errors = finish(tuning, jobs, onlooker)
-    tried = choose([look(trial, errors) for trial in tuning])
+    tried = choose([look(trial, errors) for trial in tuning], contest.goal)
     own = rates(tried) if contest.rates else {e.label: contest.settings(e).lr for e in contest.entrants}
     reported = contest.reported(own, aside)
     errors = finish(reported, jobs, onlooker)

@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from opd import recipes
 from opd.cast import REFERENCE
 from opd.errors import SettingError
 from opd.settings import Settings, checked_parameters
 
+Goal = Literal["sampled", "greedy", "reverse_kl"]  # what a learning rate is chosen by
+GOALS: tuple[Goal, ...] = get_args(Goal)
 TUNING_SEED = 1_000_000  # of the runs that choose a learning rate; no reported run has it
 UNREPORTED: dict[str, Any] = {"eval_on": "tuning", "drafts": 0, "eval_every": 0}  # settings of those runs
 
@@ -84,6 +86,7 @@ class Contest:
     seeds: int = 1
     rates: tuple[float, ...] = ()  # every method tries all of them; none: all have shared["lr"]
     baseline: str = ""  # label or method; the first entrant if empty
+    goal: Goal = "sampled"
     common: Path | None = None  # a folder of runs that several comparisons share; none: everything is in `out`
 
     def __post_init__(self) -> None:

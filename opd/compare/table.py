@@ -73,12 +73,15 @@ def number(interval: Interval | None, name: str) -> str:
 
 
 def tried(comparison: Comparison) -> Table:
-    title = f"Learning rates, chosen on {comparison.aside} problems that nothing above is about"
+    goal = COLUMNS[comparison.contest.goal][0].removesuffix(" %")
+    title = f"Learning rates, chosen by {goal} on {comparison.aside} problems that nothing above is about"
     table = Table(title=said(title, comparison.field.task), title_justify="left")
-    for name, justify in (("", "left"), ("lr", "right"), ("sampled %", "right"), ("reverse KL", "right"), ("", "left")):
-        table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
+    table.add_column("")
+    for name in ("lr", "sampled %", "greedy %", "reverse KL"):
+        table.add_column(name, justify="right")
+    table.add_column("")
     for one in comparison.tried:
-        accuracy = "" if one.accuracy is None else f"{100 * one.accuracy:.1f}"
+        shares = ["" if share is None else f"{100 * share:.1f}" for share in (one.accuracy, one.greedy)]
         kl = "" if one.reverse_kl is None else f"{one.reverse_kl:.3f}"
-        table.add_row(one.label, f"{one.lr:g}", accuracy, kl, one.error or ("chosen" if one.is_chosen else ""))
+        table.add_row(one.label, f"{one.lr:g}", *shares, kl, one.error or ("chosen" if one.is_chosen else ""))
     return table
