@@ -218,7 +218,7 @@ def test_the_page_of_all_claims(tmp_path, capsys):
     (out / "side_by_side.md").write_text("All methods.")
     assert main(["reproduce", "--out", str(out), "--page", str(file)]) == 0
     text = file.read_text()
-    assert "| [`gkd`](#gkd-not-shown) | S. | not shown | 2 |" in text
+    assert "| [`gkd`](#gkd) | S. | not shown | 2 |" in text
     assert "| `sft` | 0.003 | 50.0 (40.0 to 60.0) | +0.0 (-10.0 to +10.0) | worse |" in text
     assert "## Side by side\n\nAll methods." in text and "](methods/gkd.svg)" in text
 

@@ -43,7 +43,8 @@ def results(out: Path) -> list[dict[str, Any]]:
 def section(result: Mapping[str, Any]) -> str:
     """One method: claim, the paper's numbers, verdict, a table per case."""
     parts = [
-        f"### `{result['method']}`: {result['verdict']}",
+        f"### `{result['method']}`",
+        f"**{result['verdict'].capitalize()}**, with {result['seeds']} seed{'s' if result['seeds'] > 1 else ''}.",
         f"*The paper:* {result['says']} {result['numbers']}",
         f"*Here:* {result['here']}",
         f"    opd reproduce {result['method']} --seeds {result['seeds']}",
@@ -86,7 +87,7 @@ def document(found: Sequence[Mapping[str, Any]], side_by_side: str, pictures: st
     """All sections with their drawings (in folder `pictures`), after the verdicts and a table of all methods."""
     head = "## Claims\n\n| method | its claim | verdict | seeds |\n|---|---|---|---|\n"
     rows = "".join(
-        f"| [`{r['method']}`](#{anchor(r)}) | {r['says']} | {r['verdict']} | {r['seeds']} |\n" for r in found
+        f"| [`{r['method']}`](#{r['method']}) | {r['says']} | {r['verdict']} | {r['seeds']} |\n" for r in found
     )
     table = f"## Side by side\n\n{side_by_side}\n" if side_by_side else ""
     drawn = (f"{section(r)}\n![The same numbers, drawn]({pictures}/{r['method']}.svg)\n" for r in found)
@@ -101,9 +102,3 @@ def write(out: Path, file: Path) -> None:
     for result in found:
         write_text(pictures / f"{result['method']}.svg", figure(result, SCALES, WORDS))
     write_text(file, document(found, table.read_text(encoding="utf-8") if table.is_file() else "", pictures.name))
-
-
-def anchor(result: Mapping[str, Any]) -> str:
-    """The place of a section as GitHub names it."""
-    kept = "".join(c for c in f"{result['method']}: {result['verdict']}".lower() if c.isalnum() or c in " -_")
-    return kept.replace(" ", "-")
