@@ -18,9 +18,9 @@ import torch
 
 from opd.cast import each
 from opd.errors import SettingError, TeacherError
-from opd.parts.sample import OneTurn, WithSolutions
+from opd.parts.sample import OneTurn, Solutions
 from opd.protocols import Answer, Cast, Want
-from opd.rollout import Group, Problem, Sampling, Visit
+from opd.rollout import Problem, Sampling, Visit
 from opd.rows import flatten
 from opd.serve.identity import tokenizer_hash, weights_hash
 from opd.shards import MANIFEST, Kept, Manifest, Shard, check, is_whole, read_manifest, write_shard
@@ -43,20 +43,15 @@ class Plan:
     def want(self) -> Want:
         return Want(chosen=True, topk=self.k)
 
-    def sample(self) -> OneTurn | WithSolutions:
+    def sample(self) -> OneTurn | Solutions:
         """Who writes."""
-        return WithSolutions(nobody, self.given) if self.given else OneTurn(self.n, self.sampling)
+        return Solutions(self.given) if self.given else OneTurn(self.n, self.sampling)
 
     def made(self) -> dict[str, Any]:
         """What a manifest says of the plan."""
         s = self.sampling
         drawn = {"temperature": s.temperature, "top_p": s.top_p, "max_new": s.max_new}
         return {"k": self.k, "n": self.n, "seed": self.seed, "given": self.given, "per_shard": self.per_shard, **drawn}
-
-
-def nobody(cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
-    """No fresh text beside those that are given."""
-    return []
 
 
 def store(
@@ -69,7 +64,7 @@ def store(
     if plan.k > cast["student"].vocab:
         raise SettingError("best tokens k", got=plan.k, expected=f"at most {cast['student'].vocab}")
     check_teacher(plan, cast["teacher"])
-    if isinstance(sample := plan.sample(), WithSolutions):
+    if isinstance(sample := plan.sample(), Solutions):
         sample.check(cast)
         for problem in problems:
             sample.check_problem(problem, cast)
