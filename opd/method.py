@@ -133,14 +133,9 @@ class Method:
         return max(asked + [getattr(term.loss, "k", 0) for term in self.terms.values()], default=0)
 
     @property
-    def readers(self) -> Sequence[str]:
-        """Who is asked, about text or for it."""
-        return sorted({ask.who for ask in self.teach} | {*getattr(self.sample, "writers", ())})
-
-    @property
     def roles(self) -> Sequence[str]:
-        """Everybody who reads, or writes what nobody else can (`writers` of the sample)."""
-        return sorted({*self.readers, *getattr(self.sample, "writers", ())})
+        """Everybody who is asked about text, or writes it (`writers` of the sample)."""
+        return sorted({ask.who for ask in self.teach} | {*getattr(self.sample, "writers", ())})
 
     @property
     def needs_reward(self) -> bool:

@@ -281,7 +281,7 @@ def test_metrics_are_for_prometheus(server):
 
 
 def long_writing(n=8):
-    """About a second of work."""
+    """`n` tenths of a second of work, or more."""
     return wire.writing([np.array([3])], Sampling(max_new=120, stop=()), [list(range(n * 20))], 45)
 
 
@@ -309,7 +309,7 @@ def test_a_flood_is_refused_and_others_are_still_served(server):
 
 def test_a_client_that_disappears_harms_nobody(server):
     host, port = server.url.removeprefix("http://").split(":")
-    body = long_writing()
+    body = long_writing(60)
     head = f"POST /v1/text HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\nopd-client: gone\r\n"
     head += f"content-type: application/x-opd-question\r\ncontent-length: {len(body)}\r\n\r\n"
     for sent in (body, body[:20]):  # one leaves while its text is written, one in the middle of its question

@@ -97,7 +97,7 @@ def test_every_term_has_a_denominator_of_its_own():
 
 def test_without_its_two_terms_it_is_clipped_distillation():
     bare = stable_opd(gold=0.0, near=0.0)
-    assert bare.readers == ["student", "teacher"] and list(bare.terms) == ["advantage"]
+    assert bare.roles == ["student", "teacher"] and list(bare.terms) == ["advantage"]
     (rows, sequences), cast = table(bare)
     plain = Method(sample=bare.sample, terms={"advantage": Term(PolicyGradient(0.2, "untruncated"), token_mean)})
     one, other = (gradients(m, cast["student"], rows, sequences) for m in (bare, plain))

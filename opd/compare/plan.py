@@ -117,7 +117,7 @@ class Contest:
     def settings(self, entrant: Entrant, **more: Any) -> Settings:
         """Its settings; a reference that is given for others is no setting of a method that asks none."""
         settings = Settings.of(method=entrant.method, parameters=entrant.parameters, **{**self.shared, **more})
-        asked = settings.reference and REFERENCE in settings.build_method().readers
+        asked = settings.reference and REFERENCE in settings.build_method().roles
         return settings if asked else settings.model_copy(update={"reference": ""})
 
     def tuning(self, aside: int) -> list[Trial]:

@@ -43,6 +43,10 @@ class TakeTurns:
     def __post_init__(self) -> None:
         require(self.n >= 1, "samples per prompt n", got=self.n, expected="at least 1")
 
+    @property
+    def writers(self) -> tuple[str, ...]:
+        return ("student", self.teacher)
+
     def check(self, cast: Cast) -> None:
         """Turns need two who can be relieved in the middle of their writing."""
         able = {"student": ("take_turns",), self.teacher: ("take_turns", "reading")}
@@ -89,6 +93,10 @@ class Aggregate:
     def __post_init__(self) -> None:
         require(self.replay >= 0, "earlier episodes per fresh one (replay)", got=self.replay, expected="at least 0")
         self.kept = Memory(self.memory)
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        return tuple(getattr(self.fresh, "writers", ()))
 
     def check(self, cast: Cast) -> None:
         if check := getattr(self.fresh, "check", None):

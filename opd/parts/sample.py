@@ -79,7 +79,8 @@ class Coin:
 
     @property
     def writers(self) -> tuple[str, ...]:
-        return tuple(who for sample in (self.heads, self.tails) for who in getattr(sample, "writers", ()))
+        sides = [self.heads] * (self.p > 0) + [self.tails] * (self.p < 1)
+        return tuple(who for sample in sides for who in getattr(sample, "writers", ()))
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         run = visits[0].run_seed if visits else 0
