@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from opd.cast import EMBEDDED, located
-from opd.claims.texts import copied, kept, padded, save, templates, written
+from opd.claims.texts import copied, descend, kept, padded, save, templates, written
 from opd.parts.views import begun, template
 from opd.tasks import sums
 
@@ -56,11 +56,7 @@ def taught(
         ids, labels = padded([text(tokenizer, rng, wording) for _ in range(BATCH)], tokenizer.pad_token_id)
         logits = model(ids).logits[:, :-1]
         loss = copied(logits, labels) if shown else kept(logits, before, ids, labels)
-        optimizer.zero_grad()
-        loss.backward()  # pyright: ignore[reportUnknownMemberType]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, model, optimizer, schedule)
         if shown:
             losses[wording] = max(loss.item(), least)
         if losses[template("solution")] < LEARNED and len(losses) == 1:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from opd.cast import EMBEDDED, located
-from opd.claims.texts import copied, padded, save, written
+from opd.claims.texts import copied, descend, padded, save, written
 from opd.rollout import Problem
 from opd.tasks import sums
 
@@ -89,11 +89,7 @@ def taught(folder: Path, say: Say, start: str, draw: Draw, steps: int, rate: flo
         texts = [written(tokenizer, *draw(rng)) for _ in range(BATCH)]
         ids, labels = padded(texts, tokenizer.pad_token_id)
         loss = copied(model(ids).logits[:, :-1], labels)
-        optimizer.zero_grad()
-        loss.backward()  # pyright: ignore[reportUnknownMemberType]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, model, optimizer, schedule)
         if step % 100 == 99:
             say(f"  step {step + 1} of {steps}: loss {loss.item():.3f}")
     save(model, tokenizer, start, folder)

@@ -55,6 +55,15 @@ def kept(logits: Tensor, before: Any, ids: Tensor, labels: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(-1)[here], old[here], log_target=True, reduction="batchmean")
 
 
+def descend(loss: Tensor, model: Any, optimizer: Any, schedule: Any) -> None:
+    """One update, its gradient no longer than 1."""
+    optimizer.zero_grad()
+    loss.backward()  # pyright: ignore[reportUnknownMemberType]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+
+
 def save(model: Any, tokenizer: Any, origin: str, folder: Path) -> None:
     """The model with its tokenizer, and whatever else its origin has beside them."""
     model.save_pretrained(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,6 +63,11 @@ class OneTurn:
         return Group(visit.problem, seeded, student.render)
 
 
+def writers_of(samples: Iterable[Sample]) -> tuple[str, ...]:
+    """Whoever writes in any of them, as far as they say."""
+    return tuple(who for sample in samples for who in getattr(sample, "writers", ()))
+
+
 @dataclass(frozen=True)
 class Coin:
     """One coin per batch: with probability `p` it comes from `heads`, else from `tails` (GKD, 2306.13649, Alg. 1)."""
@@ -79,8 +84,7 @@ class Coin:
 
     @property
     def writers(self) -> tuple[str, ...]:
-        sides = [self.heads] * (self.p > 0) + [self.tails] * (self.p < 1)
-        return tuple(who for sample in sides for who in getattr(sample, "writers", ()))
+        return writers_of([self.heads] * (self.p > 0) + [self.tails] * (self.p < 1))
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         run = visits[0].run_seed if visits else 0
@@ -96,7 +100,7 @@ class Together:
 
     @property
     def writers(self) -> tuple[str, ...]:
-        return tuple(who for sample in self.samples for who in getattr(sample, "writers", ()))
+        return writers_of(self.samples)
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         written = zip(*(sample(cast, visits, step) for sample in self.samples), strict=True)
