@@ -21,7 +21,7 @@ from opd import cast as casting
 from opd.build import build
 from opd.cli.main import main
 from opd.contract import distance
-from opd.errors import DataError, ModelError, SettingError, TeacherError
+from opd.errors import DataError, MethodError, ModelError, SettingError, TeacherError
 from opd.lab.toy import ToyModel
 from opd.parts.offline import from_store
 from opd.protocols import Want
@@ -166,8 +166,11 @@ def served(can):
         teacher = FakeTeacher(torch.zeros(7, 7), can=frozenset(can))
         try:
             method = from_store(method, True) if "text" not in can else method
-            check_capabilities(method, {"student": ToyModel(), "teacher": teacher, "reference": ToyModel()})
-        except (SettingError, TeacherError):
+            cast = {"student": ToyModel(), "teacher": teacher, "reference": ToyModel()}
+            check_capabilities(method, cast)
+            if check := getattr(method.sample, "check", None):
+                check(cast)
+        except (MethodError, SettingError, TeacherError):
             continue
         yield name
 
