@@ -24,7 +24,7 @@ from opd.compare.course import possible
 from opd.compare.curves import mean
 from opd.compare.outcome import look
 from opd.compare.plan import TUNING_SEED, Entrant
-from opd.compare.pool import EVERY, Pool, command, log_of, words
+from opd.compare.pool import EVERY, Pool, command, log_of, nursery, words
 from opd.compare.tuning import choose, rates
 from opd.compare.watching import Pace
 from opd.errors import SettingError
@@ -298,6 +298,19 @@ FAST = [
 METHODS = ["sft", "gkd:lam=1"]
 
 
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def ends(pid: int) -> bool:
+    """Whether it ends by itself within half a minute."""
+    for _ in range(600):
+        if not is_alive(pid):
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -330,6 +343,23 @@ def test_stopped_broken_and_continued(tmp_path, capsys):
     assert all((folder / run["folder"] / "report.html").is_file() for run in found["runs"])
 
 
+@pytest.mark.slow
+def test_a_forked_run_has_the_bits_of_one_that_was_started_by_itself(tmp_path):
+    order = ["train", "sft", "--batch", "4", "--max-new", "16", "--eval-problems", "8", "--threads=1"]
+    with (tmp_path / "log").open("wb") as log:
+        forked = nursery().start([*order, "--steps=3", f"--out={tmp_path / 'forked'}"], log)
+        broken = nursery().start(["train", "sft", "--steps=none"], log)
+        killed = nursery().start([*order, f"--out={tmp_path / 'killed'}"], log)
+        killed.kill()
+    subprocess.run([sys.executable, "-m", "opd", *order, "--steps=3", f"--out={tmp_path / 'alone'}"], check=True)
+    while None in (codes := [run.poll() for run in (forked, broken, killed)]):
+        time.sleep(0.05)
+    assert codes == [0, 2, -signal.SIGKILL]
+    assert "steps" in (tmp_path / "log").read_text()
+    one, other = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("forked", "alone"))
+    assert one == other
+
+
 def stop_in_the_middle(words: list[str], runs: list[Path]) -> None:
     """Ctrl-C when both runs have learned: they save, and no process is left."""
     process = subprocess.Popen(
@@ -338,9 +368,11 @@ def stop_in_the_middle(words: list[str], runs: list[Path]) -> None:
     files = [run / "metrics.jsonl" for run in runs]
     while process.poll() is None and not all(file.is_file() and '"loss"' in file.read_text() for file in files):
         time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (nursery,) = children(process.pid)
+    running = children(nursery)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 130 and "the same command goes on from there" in said, said
-    assert len(children) == 2 and not any(is_alive(int(pid)) for pid in children)
+    assert len(running) == 2 and not any(map(is_alive, running))
+    assert ends(nursery)
     assert all(list((run / "checkpoints").iterdir()) for run in runs)

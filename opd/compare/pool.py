@@ -14,10 +14,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
+
+import torch
 
 import opd
+from opd.compare.nursery import Forked, Nursery
 from opd.compare.plan import Trial
 from opd.settings import Settings
 from opd.stopping import asked_to_stop
@@ -41,7 +45,7 @@ class Pool:
     onlooker: Onlooker
     errors: dict[Path, str] = field(default_factory=dict[Path, str])
     stopping: bool = False
-    running: dict[Path, tuple[Trial, subprocess.Popen[bytes]]] = field(default_factory=dict[Path, Any])
+    running: dict[Path, tuple[Trial, subprocess.Popen[bytes] | Forked]] = field(default_factory=dict[Path, Any])
     asked: set[Path] = field(default_factory=set[Path])  # to save and stop
 
     def run(self, trials: Sequence[Trial]) -> None:
@@ -70,12 +74,7 @@ class Pool:
             if is_finished(trial):
                 return True
             file.truncate(0)
-            # a session of its own: Ctrl-C comes here first, and every run is asked to stop once
-            process = subprocess.Popen(
-                command(trial, self.jobs), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=environment(), start_new_session=True,
-            )  # fmt: skip
-        self.running[trial.folder] = trial, process
+            self.running[trial.folder] = trial, start(command(trial, self.jobs), file)
         self.onlooker.begun(trial)
         return True
 
@@ -114,13 +113,28 @@ def log_of(trial: Trial) -> Path:
     return trial.folder.with_name(f"{trial.folder.name}.log")
 
 
+def start(words: Sequence[str], output: IO[bytes]) -> subprocess.Popen[bytes] | Forked:
+    """`opd WORDS...` in a session of its own: Ctrl-C comes here first, and every run is asked to stop once."""
+    if not torch.accelerator.is_available():
+        return nursery().start(words, output)
+    return subprocess.Popen(
+        [sys.executable, "-m", "opd", *words], stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        env=environment(), start_new_session=True,
+    )  # fmt: skip
+
+
+@cache
+def nursery() -> Nursery:
+    """The one of this process."""
+    return Nursery(environment())
+
+
 def command(trial: Trial, jobs: int) -> list[str]:
     """The words that start a trial, or go on with it; of several at a time each has one thread, unless it says else."""
-    start = [sys.executable, "-m", "opd", "train"]
     if (trial.folder / "run.toml").is_file():
-        return [*start, "--resume", str(trial.folder)]
+        return ["train", "--resume", str(trial.folder)]
     alone = ["--threads=1"] if jobs > 1 and not trial.settings.threads else []
-    return [*start, *words(trial.settings), *alone]
+    return ["train", *words(trial.settings), *alone]
 
 
 def words(settings: Settings) -> list[str]:
