@@ -39,6 +39,7 @@ def opsd_ectr(
     hint: Literal["sibling", "reference"] = "sibling",
     wrong: int = 4,
     marked: bool = False,
+    temperature: float = 1.0,
     top_p: float = 0.95,
     top_k: int = 20,
     mean: str = "token_mean",
@@ -53,6 +54,7 @@ def opsd_ectr(
     hint: the right hint: a right sibling, or the task's reference
     wrong: at most so many wrong siblings are hints, one by one
     marked: only an answer that marks its final answer, in a box say, can be a hint
+    temperature: at which the student writes
     top_p: nucleus from which the student writes
     top_k: it writes with this many likeliest tokens; 0 for all
     mean: token_mean, sequence_mean or sequence_sum
@@ -60,7 +62,7 @@ def opsd_ectr(
     right, others = Want(topk=k), Want(gather="teacher.ids")
     loss = TowardsContrast(wrong, strength, least, most, half)
     return Method(
-        sample=OneTurn(n, Sampling(top_p=top_p, top_k=top_k)),
+        sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p, top_k=top_k)),
         teach=contrasting(template("rlcsd"), hint, wrong, marked, right, others),
         credit=BothHints(wrong),
         terms={"match": Term(loss, named(mean))},

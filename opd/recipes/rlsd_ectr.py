@@ -39,6 +39,7 @@ def rlsd_ectr(
     wrong: int = 4,
     marked: bool = False,
     clip: float = 0.2,
+    temperature: float = 1.0,
     top_p: float = 0.95,
     top_k: int = 20,
     mean: str = "token_mean",
@@ -52,13 +53,14 @@ def rlsd_ectr(
     wrong: at most so many wrong siblings are hints, one by one
     marked: only an answer that marks its final answer, in a box say, can be a hint
     clip: PPO's clip range around ratio 1
+    temperature: at which the student writes
     top_p: nucleus from which the student writes
     top_k: it writes with this many likeliest tokens; 0 for all
     mean: token_mean, sequence_mean or sequence_sum
     """
     shape = chain(BothHints(wrong), Contrast(wrong), Bounded("contrast", width, Fading(lam, fade)))
     return Method(
-        sample=OneTurn(n, Sampling(top_p=top_p, top_k=top_k)),
+        sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p, top_k=top_k)),
         teach=contrasting(template("rlcsd"), hint, wrong, marked, Want(chosen=True)),
         credit=chain(SkipTrivial(), GroupAdvantage(), shape),
         terms={"reward": Term(PolicyGradient(clip, "untruncated"), named(mean))},
