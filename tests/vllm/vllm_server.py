@@ -19,6 +19,7 @@ SMALL = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several servers do not fight for one core
+    "TORCHDYNAMO_DISABLE": "1",  # else the first question waits for a compiler
 }
 
 
