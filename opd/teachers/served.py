@@ -5,7 +5,6 @@ Axes: N rows, n rows of one block, K support, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -52,7 +51,6 @@ class Served(Speaker):
     ) -> None:
         self.max_new, self.device = max_new, torch.device(device)
         self.replicas = Replicas([url.strip().rstrip("/") for url in urls], timeout, patience)
-        self.told = Counter[str]()
         self.info = self._agreed(self.replicas.get("/v1/info"))
         self.replicas.model = self.info["weights"]
         self.name = ",".join(self.replicas.urls)
@@ -82,10 +80,7 @@ class Served(Speaker):
 
     def tell(self) -> dict[str, float]:
         """What asking has cost since this was last told."""
-        counts = Counter(self.replicas.counts)
-        new, self.told = {f"served.{name}": float(n - self.told[name]) for name, n in counts.items()}, counts
-        quiet = {f"served.{name}": 0.0 for name in ("requests", "retries", "bytes.sent", "bytes.received", "seconds")}
-        return quiet | new | {"served.left_out": float(self.replicas.left_out)}
+        return self.replicas.tell()
 
     def give_up(self) -> None:
         """What does not answer now is not asked again: somebody wants to stop."""
