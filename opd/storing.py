@@ -22,7 +22,7 @@ from opd.parts.sample import OneTurn, Solutions
 from opd.protocols import Answer, Cast, Want
 from opd.rollout import Problem, Sampling, Visit
 from opd.rows import flatten
-from opd.serve.identity import tokenizer_hash, weights_hash
+from opd.serve.identity import known, tokenizer_hash
 from opd.shards import MANIFEST, Kept, Manifest, Shard, check, is_whole, read_manifest, write_shard
 
 Progress = Callable[[int, int], None]  # shards that are done, of how many
@@ -102,15 +102,6 @@ def identified(cast: Cast, task: str, problems: Sequence[Problem]) -> dict[str, 
         "task": task,
         "problems": len(problems),
     }
-
-
-def known(model: Any) -> dict[str, Any]:
-    """Name and weights; a teacher that is no model in this process says itself who it is."""
-    if hasattr(model, "manifest"):
-        return {"name": model.name, **model.manifest["identity"]}
-    engine = getattr(model, "student", getattr(model, "engine", model))
-    weights = weights_hash(engine.model.state_dict())
-    return {"name": engine.name, "weights": weights, "dtype": str(engine.head.dtype).removeprefix("torch.")}
 
 
 def step_of(model: str) -> int | None:

@@ -21,6 +21,7 @@ from opd import cast as casting
 from opd.build import build
 from opd.cli.main import main
 from opd.contract import distance
+from opd.doctor import Case, examine
 from opd.errors import DataError, MethodError, ModelError, SettingError, TeacherError
 from opd.lab.toy import ToyModel
 from opd.parts.offline import from_store
@@ -122,6 +123,23 @@ def test_a_store_says_who_answered_about_whose_texts(folder, capsys):
     assert made["teacher"]["teacher"]["name"] == "embedded:teacher" and made["student"]["step"] is None
     assert made["teacher"]["teacher"]["weights"] != made["student"]["weights"]
     assert (made["k"], made["n"], made["seed"], made["temperature"]) == (K, 1, 0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "student, more, odd",
+    [("embedded:student", {}, False), ("embedded:student", {"lora": 2}, False), ("embedded:teacher", {}, True)],
+)
+def test_a_run_says_once_that_another_student_wrote_its_texts(folder, tmp_path, student, more, odd):
+    """Adapters begin at zero, so that a student with them is still the one that wrote."""
+    run = Run.new(settings(folder, student=student, out=str(tmp_path / "run"), **more | {"doctor": "on"}))
+    said = [found.evidence for found in run.findings if found.name == "stored texts"]
+    told = json.loads((tmp_path / "run" / "teachers.json").read_text())["teacher"]
+    wrote, learns = told["made"]["student"], told["learner"]
+    assert (wrote["name"], learns["name"]) == ("embedded:student", student)
+    assert (wrote["weights"] != learns["weights"]) == odd == bool(said)
+    assert all(one["name"] in text and one["weights"][:12] in text for text in said for one in (wrote, learns))
+    (seen,) = [found for found in examine(Case.open(run.settings), 0) if found.name == "stored texts"]
+    assert seen.verdict == ("warn" if odd else "pass")
 
 
 def test_texts_that_come_with_the_task(tmp_path):

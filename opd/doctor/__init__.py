@@ -53,7 +53,7 @@ SPEAKING = Checks(
     refused=(tokens.token_map, demands.demands),
     static=(
         tokens.padding, tokens.stop_tokens, prompts.chat_template, prompts.thinking, spelling.markers,
-        weights.same_weights, problems.held_out, problems.room, memory.memory,
+        weights.same_weights, weights.another_writer, problems.held_out, problems.room, memory.memory,
     ),
     dynamic=(
         answers.cut_off, answers.rewards, answers.own_text, answers.read_as_written, noise.noise,

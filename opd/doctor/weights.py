@@ -1,4 +1,4 @@
-"""Is the teacher another model than the student?"""
+"""Whose weights take part: is the teacher another model than the student, and did the student write what is stored?"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from opd import cast as casting
 from opd.doctor.case import Case
 from opd.doctor.finding import Finding, finding
 from opd.engines.hf import HFModel
@@ -25,6 +26,19 @@ def same_weights(case: Case) -> Iterator[Finding]:
         fault = same and not case.shown_more
         evidence = "all weights are those of the student" if same else "teacher and student have different weights"
         yield finding("another model", fault, evidence, MISTAKE, fatal=True)
+
+
+def another_writer(case: Case) -> Iterator[Finding]:
+    """Stored texts are meant for the student that wrote them, before its first step."""
+    for teacher in casting.each(case.teacher).values():
+        store = getattr(teacher, "store", None)
+        if store is None or store.made["given"]:
+            continue
+        wrote, learns = store.made["student"], teacher.learner
+        fault = (wrote["weights"], wrote["dtype"]) != (learns["weights"], learns["dtype"])
+        who = [f"{one['name']} (weights {one['weights'][:12]}, {one['dtype']})" for one in (wrote, learns)]
+        evidence = f"{who[0]} wrote them, and {who[1]} learns from them" if fault else f"{who[0]} wrote them"
+        yield finding("stored texts", fault, evidence, f"Store texts of {learns['name']}, or expect less of them")
 
 
 @torch.no_grad()

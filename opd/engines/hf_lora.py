@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from opd.errors import SettingError
@@ -48,11 +49,16 @@ def switched_off(model: PreTrainedModel) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+def base(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights without adapters, by the names that they have in a model that has none."""
+    state = model.state_dict()
+    return {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+
+
 @torch.no_grad()
 def save_merged(model: PreTrainedModel, folder: str | Path) -> None:
     """The folder of a plain model with the adapters merged into copies; the model in memory is not touched."""
-    base = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
-    state = {name.replace(".base_layer.", "."): value for name, value in base.items()}
+    state = base(model)
     for name, layer in layers(model).items():
         weight = layer.get_base_layer().weight
         state[f"{name}.weight"] = (weight + layer.get_delta_weight("default")).to(weight.dtype)

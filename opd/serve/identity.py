@@ -56,6 +56,17 @@ def has_blocks(model: HFModel) -> bool:
         return False
 
 
+def known(model: Any) -> dict[str, Any]:
+    """Name, weights without adapters, and precision; a teacher that is no model here says itself who it is."""
+    from opd.engines import hf_lora
+
+    if hasattr(model, "manifest"):
+        return {"name": model.name, **model.manifest["identity"]}
+    engine = getattr(model, "student", getattr(model, "engine", model))
+    weights = weights_hash(hf_lora.base(engine.model))
+    return {"name": engine.name, "weights": weights, "dtype": str(engine.head.dtype).removeprefix("torch.")}
+
+
 def weights_hash(state: Mapping[str, Tensor]) -> str:
     """Of names, types, shapes and bits; the same model in another precision is another one."""
     import torch

@@ -16,7 +16,7 @@ from opd.dist import TopDist
 from opd.errors import TeacherError
 from opd.protocols import Answer, Student, Want
 from opd.rollout import GIVEN, Problem, Rollout
-from opd.serve.identity import tokenizer_hash
+from opd.serve.identity import known, tokenizer_hash
 from opd.shards import AGAIN, Kept, read_manifest, read_shard
 
 
@@ -37,6 +37,7 @@ class StoredTeacher:
             made = f"{sum(shard.texts for shard in self.store.shards)} texts so far"
             raise TeacherError(f"the store {folder} is not finished", got=made, remedy=AGAIN.replace("again", "whole"))
         self.most = {"topk": self.store.k}
+        self.learner: dict[str, Any] = {}  # who learns from these texts, once it is met
         self.can = frozenset({"chosen", "topk"} if self.store.k else {"chosen"})
         self._known: dict[bytes, Kept] = {}
         self._texts: dict[str, list[Rollout]] = {}
@@ -56,6 +57,7 @@ class StoredTeacher:
                 remedy="Store the answers with a student of this family",
             )
         student.vocab = int(self.store.made["vocab"])
+        self.learner = known(student)
 
     def texts(self, problem: Problem) -> list[Rollout]:
         """What was written for a problem before this run, in the order of writing; nothing for one that is not there.
@@ -98,7 +100,8 @@ class StoredTeacher:
     @property
     def manifest(self) -> dict[str, Any]:
         """Whose answers they are; `identity` must not change while a run lasts."""
-        return {"identity": {"store": self.store.digest()}, "kind": "stored", "made": self.store.made}
+        told = {"kind": "stored", "made": self.store.made, "learner": self.learner}
+        return {"identity": {"store": self.store.digest()}, **told}
 
 
 def key(rollout: Rollout) -> bytes:
