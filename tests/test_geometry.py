@@ -2,6 +2,12 @@
 
 import json
 import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,6 +138,20 @@ def test_the_command_tells_every_checkpoint(finished, capsys):
     assert found["checkpoints"][-1]["similarity"] == pytest.approx(1)
     assert 0 < found["checkpoints"][0]["similarity"] < 1
     assert len(found["checkpoints"][0]["matrices"]) == 14  # two layers of q, k, v, o, gate, up, down
+
+
+def test_ctrl_c_ends_it_with_one_sentence_and_no_file(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("geometry.json"))
+    words = [sys.executable, "-m", "opd", "geometry", str(folder)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    for _ in range(2):  # the second one while it ends
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out, said) == (130, "", "opd: interrupted\n")
+    assert not [file.name for file in folder.iterdir() if "geometry" in file.name]
 
 
 def test_the_command_refuses_what_has_no_weights_of_its_own(tmp_path, capsys):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -331,6 +332,30 @@ def until(true, process, seconds=120):
     while not true() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.02)
     assert true(), process.communicate()[0]
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_teacher(server, undisturbed, tmp_path):
+    """The first one lets the step finish, and a teacher that never answers would keep it from that."""
+    free, held, out = threading.Event(), threading.Event(), tmp_path / "run"
+
+    def hold(*_):
+        if steps_done(out) and not free.is_set():
+            held.set()
+            free.wait(60)
+
+    with through(server, hold) as proxy:
+        run = started(out, proxy.url, "--checkpoint-every", "1")
+        until(held.is_set, run)
+        run.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        output, _ = run.communicate(timeout=30)
+        assert run.returncode == 130 and "Traceback" not in output, output
+        assert (out / "checkpoints" / "step-000001").is_dir() and steps_done(out) == 1
+        free.set()
+        Run.resume(out).train()
+    assert same(outcome(out), undisturbed)
 
 
 def test_a_killed_server_comes_back_and_another_one_is_refused(undisturbed, tmp_path, monkeypatch, capsys):

@@ -295,9 +295,9 @@ def test_what_is_no_log_prob_is_neither_stored_nor_learned_from(folder, value):
 # ---- real processes that are killed, and a disk that is full
 
 
-def storing(folder, *words, **how):
+def storing(folder, order=ORDER, **how):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "opd", "store", str(folder), *ORDER, *words]
+    command = [sys.executable, "-m", "opd", "store", str(folder), *order]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **how)
 
 
@@ -314,6 +314,20 @@ def test_a_store_that_was_killed_goes_on_and_ends_with_the_same_bytes(folder, tm
             StoredTeacher(half)
     assert main(["store", str(half), *ORDER]) == 0
     assert {f.name: f.read_bytes() for f in half.iterdir()} == {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+def test_ctrl_c_twice_ends_a_store_with_one_sentence(tmp_path):
+    """The second one comes while the process ends."""
+    folder = tmp_path / "store"
+    process = storing(folder, order=["--per-shard", "1", "--task", "sums,train=4000"])
+    while process.poll() is None and not (folder / "shard-00001.safetensors").is_file():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.splitlines()[-1] == "opd: interrupted" and "Traceback" not in said
+    assert not read_manifest(folder).complete
 
 
 def test_a_full_disk_stops_with_one_sentence_and_the_store_goes_on_from_there(folder, tmp_path):

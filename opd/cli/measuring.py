@@ -53,7 +53,9 @@ def geometry(words: list[str]) -> int:
     places, given = options.parse(words, known, "geometry")
     folder = Path(options.one_place(places, "run folder", "geometry"))
     found = measured(folder, checked(View, given))
-    (folder / "geometry.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    from opd.checkpoint import write_text
+
+    write_text(folder / "geometry.json", json.dumps(found, indent=1))
     show(found)
     print(f"every matrix: {folder / 'geometry.json'}")
     return 0

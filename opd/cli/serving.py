@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import util
 from typing import Literal
 
@@ -84,7 +86,10 @@ def run(model: str, chosen: Serving, sock: object, token: str) -> int:
         chosen.request_mb * MEGABYTE, chosen.answer_mb * MEGABYTE, chosen.request_tokens, chosen.k, chosen.queue,
         chosen.per_client,
     )  # fmt: skip
-    return 0 if serve(engine, sock, limits, token, share=chosen.share, merge=chosen.merge) else 130
+    if serve(engine, sock, limits, token, share=chosen.share, merge=chosen.merge):
+        return 0
+    sys.stdout.flush()
+    os._exit(130)  # a thread still computes, and an interpreter that ends around it aborts
 
 
 def check_installed() -> None:
