@@ -14,18 +14,14 @@ import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import seconds
+from common import HERE, put, seconds
 
-HERE = Path(__file__).parent
 PYTHON = {"opd": sys.executable, "trl": str(HERE.parent / ".venv-bench/bin/python")}
 STEPS = {64: 12, 32_000: 6}
 PHASES = ("total", "sample", "teach", "learn")
-PAGE = HERE.parent / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- tables: written by benchmarks/all.py -->", "<!-- end of tables -->"
 
 
 def run(who: str, script: str, *arguments: object) -> Any:
@@ -104,8 +100,7 @@ def main() -> None:
     tables = "\n".join([load, "", *bound(), "", *step_table(steps(arguments.processes)), "", *others()])
     print(tables)
     if arguments.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        put("all.py", tables)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+HERE = Path(__file__).parent
 SPECIAL = ["<pad>", "<unk>", "<eos>"]
 STUDENT, TEACHER = (128, 4, 4), (256, 6, 8)  # width, layers, heads
 
@@ -140,6 +141,14 @@ def best(values: Iterable[float]) -> dict[str, float]:
     """The two numbers that are reported: a noisy machine is slower than it can be, never faster."""
     values = list(values)
     return {"min": round(min(values), 4), "median": round(statistics.median(values), 4)}
+
+
+def put(script: str, tables: str) -> None:
+    """Puts what a script has measured into its place in docs/benchmarks.md."""
+    page = HERE.parent / "docs" / "benchmarks.md"
+    begin, end = f"<!-- tables: written by benchmarks/{script} -->", "<!-- end of tables -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    page.write_text(f"{before}{begin}\n\n{tables}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def report(sizes: Any = None, **numbers: Any) -> None:
