@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ class _Server(uvicorn.Server):
         if not self.should_exit:
             print("stopping: finishing what was accepted (again to stop at once)", flush=True)
         self.force_exit, self.should_exit = self.should_exit, True
+        logging.getLogger("uvicorn.error").disabled = self.force_exit  # an answer that is cut off then is no fault
 
 
 def serve(model: HFModel, sock: socket.socket, limits: Limits, token: str, *, share: bool, merge: bool) -> bool:
