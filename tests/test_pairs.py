@@ -13,6 +13,7 @@ from opd.recipes import load
 from opd.rows import Rows, flatten
 from opd.settings import Settings
 from opd.step import prepare
+from opd.teach import check_capabilities
 
 V = 8
 
@@ -172,4 +173,4 @@ def test_a_teacher_that_cannot_write_is_refused():
     cast = toy_cast(method)
     cast["teacher"].can = frozenset({"chosen"})
     with pytest.raises(TeacherError, match="can't write"):
-        method.sample.check(cast)
+        check_capabilities(method, cast)

@@ -20,7 +20,7 @@ from opd import Run, Settings
 from opd import cast as casting
 from opd.build import build
 from opd.cli.main import main
-from opd.errors import ModelError, SettingError, Unanswered
+from opd.errors import ModelError, SettingError, TeacherError, Unanswered
 from opd.loop import train
 from opd.protocols import Want
 from opd.rollout import STUDENT, Problem, Sampling, Visit, continued
@@ -292,6 +292,9 @@ def test_mistakes_at_the_start_are_one_sentence(server, monkeypatch):
     )
     with through(server, other) as proxy:
         refused(Unanswered, "different models", url=f"{server.url},{proxy.url}")
+    few = lambda n, path, status, body: (200, body.replace(b'"k":1024', b'"k":4')) if "info" in path else None
+    with through(server, few) as proxy, pytest.raises(TeacherError, match="fewer best tokens"):
+        build(settings(proxy.url, method="local_support", parameters={"k": 8, "source": "teacher"}))
     moody = lambda n, path, status, body: filled(-9.0)(n + 8, path, status, body) if n == 1 else None
     with through(server, moody) as proxy:
         refused(Unanswered, "the same twice", url=proxy.url)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opd import maths
-from opd.errors import TeacherError, one_of, require
+from opd.errors import one_of, require
 from opd.parts.credit import masked
 from opd.parts.views import Privileged
 from opd.protocols import Cast, write_for
@@ -39,16 +39,6 @@ class Pairs:
     @property
     def writers(self) -> frozenset[str]:
         return frozenset({self.teacher, self.against})
-
-    def check(self, cast: Cast) -> None:
-        """The teacher's answer needs a teacher that can write."""
-        can = getattr(cast[self.teacher], "can", frozenset[str]())
-        if "text" not in can:
-            raise TeacherError(
-                f"{cast[self.teacher].name} can't write the answers that should win",
-                got=f"a teacher that can {sorted(can)}",
-                expected="'text'",
-            )
 
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         student = cast["student"]

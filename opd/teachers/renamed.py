@@ -31,6 +31,7 @@ class Renamed:
     def __init__(self, teacher: Any, ours: int, theirs: int) -> None:
         self.teacher, self.ours, self.theirs = teacher, ours, theirs
         self.name, self.can, self.live = teacher.name, teacher.can, teacher.live
+        self.most = getattr(teacher, "most", {})
         self.engine = getattr(teacher, "engine", teacher)
         self._head: Tensor | None = None  # with two rows exchanged, made once for a teacher that does not change
 
