@@ -7,7 +7,7 @@
     figures    curves, and where the time went
     inside     what was measured in passing, with what is healthy
     choices    settings as resolved
-    page.html  style.css  curves.js  drafts.js  vendor/uplot
+    frame.html  page.html  style.css  curves.js  drafts.js  vendor/uplot
 
 Whatever a model wrote is data: it travels as escaped JSON and becomes text nodes. A content security policy in the page
 allows no script but its own, by hash, and no request at all.
@@ -25,7 +25,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
@@ -114,7 +114,9 @@ def _resource(name: str) -> str:
 
 
 def _environment() -> Environment:
-    found = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    found = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_resource)
+    )
     found.filters |= {
         "percent": result.percent,
         "duration": result.duration,
