@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from opd.engines.hf import HFModel
 
 ROUTE = re.compile(r"\s*[\w.-]*\s*=")  # a spec that begins so names several teachers: NAME=SPEC,NAME=SPEC
+ADDRESS = re.compile(r"(\w*:?/{0,2})?[^/\s]+:\d+(/.*)?|\w+://.*")  # HOST:PORT, or what was meant to be one
 EMBEDDED = "embedded:student"
 NOBODY = "none"  # the teacher of a method that asks none
 REFERENCE = "reference"  # the third role: what a method holds the student or the teacher against
@@ -145,6 +146,8 @@ def member(spec: str, settings: Settings, student: Any) -> Any:
         return without_model(spec, settings, student)
     if spec.startswith(("http://", "https://")):
         return served(spec, settings, student)
+    if ADDRESS.fullmatch(spec):
+        raise SettingError("an address of a server is spelled otherwise", got=repr(spec), expected="http://HOST:PORT")
     from opd.teachers.local import LocalTeacher
 
     device = settings.device if settings.teacher_device == "auto" else settings.teacher_device

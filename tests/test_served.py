@@ -305,6 +305,14 @@ def test_mistakes_at_the_start_are_one_sentence(server, monkeypatch):
     refused(Unanswered, "token", "OPD_TEACHER_TOKEN")
 
 
+@pytest.mark.parametrize(
+    "spec", ["localhost:8750", "127.0.0.1:8750/v1", "htp://here:8750", "http//here:8750", "ftp://x"]
+)
+def test_an_address_that_is_misspelled_is_no_model_folder(spec):
+    with pytest.raises(SettingError, match="http://HOST:PORT"):
+        casting.member(spec, settings(spec), None)
+
+
 def test_another_tokenizer_is_refused_by_its_first_token(server, tmp_path):
     import models
 

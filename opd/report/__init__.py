@@ -115,7 +115,11 @@ def _resource(name: str) -> str:
 
 def _environment() -> Environment:
     found = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_resource)
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_resource),
     )
     found.filters |= {
         "percent": result.percent,
