@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opd import words
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from opd.engines.hf import HFModel
 
 ROUTE = re.compile(r"\s*[\w.-]*\s*=")  # a spec that begins so names several teachers: NAME=SPEC,NAME=SPEC
-ADDRESS = re.compile(r"(\w*:?/{0,2})?[^/\s]+:\d+(/.*)?|\w+://.*")  # HOST:PORT, or what was meant to be one
 EMBEDDED = "embedded:student"
 NOBODY = "none"  # the teacher of a method that asks none
 REFERENCE = "reference"  # the third role: what a method holds the student or the teacher against
@@ -146,8 +146,9 @@ def member(spec: str, settings: Settings, student: Any) -> Any:
         return without_model(spec, settings, student)
     if spec.startswith(("http://", "https://")):
         return served(spec, settings, student)
-    if ADDRESS.fullmatch(spec):
-        raise SettingError("an address of a server is spelled otherwise", got=repr(spec), expected="http://HOST:PORT")
+    if ":" in spec and not spec.startswith("embedded:") and not Path(spec).exists():
+        kinds = "a model, http://HOST:PORT, or a kind that docs/teachers.md lists"
+        raise SettingError("no such kind of teacher", got=repr(spec), expected=kinds)
     from opd.teachers.local import LocalTeacher
 
     device = settings.device if settings.teacher_device == "auto" else settings.teacher_device

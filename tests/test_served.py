@@ -281,7 +281,8 @@ def test_mistakes_at_the_start_are_one_sentence(server, monkeypatch):
         assert all(word in str(error.value) for word in words), str(error.value)
 
     refused(SettingError, "OPD_TEACHER_TOKEN", url="http://me:secret@127.0.0.1:1")
-    refused(SettingError, "http://HOST:PORT", url="http://")
+    for url in ("http://", "http://here:99999", "http://here:port", "http://here:8750;http://there:8750"):
+        refused(SettingError, "http://HOST:PORT", url=url)
     refused(Unanswered, "nobody answers", "Start it", url="http://127.0.0.1:9")
     with through(server, lambda number, path, status, body: (200, b"hello")) as proxy:
         refused(Unanswered, "no address of opd serve", url=proxy.url)
@@ -306,9 +307,10 @@ def test_mistakes_at_the_start_are_one_sentence(server, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "spec", ["localhost:8750", "127.0.0.1:8750/v1", "htp://here:8750", "http//here:8750", "ftp://x"]
+    "spec",
+    ["localhost:8750", "127.0.0.1:8750/v1", "htp://here:8750", "http//here:8750", "HTTP://here:8750", "slef:live"],
 )
-def test_an_address_that_is_misspelled_is_no_model_folder(spec):
+def test_a_misspelled_kind_is_no_model_folder(spec):
     with pytest.raises(SettingError, match="http://HOST:PORT"):
         casting.member(spec, settings(spec), None)
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from opd.errors import SettingError, Unanswered
 from opd.serve import bearer, wire
@@ -279,12 +279,20 @@ SAME = "Serve that model again; a resumed run takes another one with another_tea
 def check_url(url: str) -> bool:
     """Refuses what is no address of a server; whether it is this machine's own."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if parts.scheme not in ("http", "https") or not has_host(parts) or parts.query or parts.fragment:
         raise SettingError("no address of a server", got=repr(url), expected="http://HOST:PORT")
     if parts.username or parts.password:
         remedy = f"Put the token into {bearer.CLIENT}, or a file that {bearer.CLIENT_FILE} names"
         raise SettingError("a secret in an address is written into logs and run folders", remedy=remedy)
     return parts.hostname in ("localhost", "::1") or parts.hostname.startswith("127.")
+
+
+def has_host(parts: SplitResult) -> bool:
+    """Whether a server is named, with a port that can be one or none."""
+    try:
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _close(loop: asyncio.AbstractEventLoop, clients: Sequence[httpx.AsyncClient]) -> None:
