@@ -122,6 +122,12 @@ def test_served_and_local_teachers_give_the_same_loss(server, family):
     assert np.isfinite(loss)
 
 
+def test_a_run_with_a_served_teacher_is_the_run_with_a_local_one(undisturbed, tmp_path):
+    losses, weights = trained(tmp_path / "run", "embedded:teacher")
+    assert max(abs(ours - theirs) for ours, theirs in zip(losses, undisturbed[0], strict=True)) < 1e-6
+    assert max(float((weights[name] - x).abs().max()) for name, x in undisturbed[1].items()) < 1e-5
+
+
 def test_every_answer_is_the_local_one(server):
     """All of them in one question; so is what the teacher writes, and how it renders and decodes."""
     student = casting.open_model("embedded:student", settings(""), "float32", "cpu")
