@@ -213,6 +213,9 @@ def ending_alike(student: Any, teacher: Any) -> Any:
 def end_of_text(model: Any) -> int | None:
     """The token with which a model ends a text: the tokenizer's, else the smallest of its generation settings."""
     model = getattr(model, "student", getattr(model, "engine", model))  # of a copy, of a teacher, or itself
+    if not hasattr(model, "tokenizer"):  # a store: its texts end as the student ended them
+        what = f"stop_token=map: {model.name} has no tokens of its own"
+        raise SettingError(what, expected="a teacher that is a model", remedy=NO_MAP)
     end = model.tokenizer.eos_token_id
     return end if end is not None else min(model.stops, default=None)
 

@@ -224,6 +224,11 @@ def test_a_problem_that_was_not_stored_is_named(folder):
         build(settings(folder, task=f"sums,train={PROBLEMS + 1}"))
 
 
+def test_a_store_has_no_end_of_text_that_could_be_renamed(folder):
+    with pytest.raises(SettingError, match="no tokens of its own"):
+        build(settings(folder, stop_token="map"))
+
+
 def test_another_tokenizer_is_refused(folder, tmp_path):
     models.folder(tmp_path / "student")
     with pytest.raises(TeacherError, match="another tokenizer"):
