@@ -279,7 +279,8 @@ SAME = "Serve that model again; a resumed run takes another one with another_tea
 def check_url(url: str) -> bool:
     """Refuses what is no address of a server; whether it is this machine's own."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not has_host(parts) or parts.query or parts.fragment:
+    more = parts.query or parts.fragment or not has_port(parts)
+    if parts.scheme not in ("http", "https") or not parts.hostname or more:
         raise SettingError("no address of a server", got=repr(url), expected="http://HOST:PORT")
     if parts.username or parts.password:
         remedy = f"Put the token into {bearer.CLIENT}, or a file that {bearer.CLIENT_FILE} names"
@@ -287,10 +288,10 @@ def check_url(url: str) -> bool:
     return parts.hostname in ("localhost", "::1") or parts.hostname.startswith("127.")
 
 
-def has_host(parts: SplitResult) -> bool:
-    """Whether a server is named, with a port that can be one or none."""
+def has_port(parts: SplitResult) -> bool:
+    """Whether the port is one that can be, or left out."""
     try:
-        return bool(parts.hostname) and parts.port != 0
+        return parts.port != 0
     except ValueError:
         return False
 
