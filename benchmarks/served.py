@@ -31,7 +31,7 @@ from common import TEACHER, Sizes, llama, prompts, put, tokenizer
 
 from opd.engines.hf import HFModel
 from opd.protocols import Want
-from opd.rollout import Array, Problem, Rollout
+from opd.rollout import Problem, Rollout
 from opd.teachers.local import LocalTeacher
 from opd.teachers.served import Served
 
@@ -77,7 +77,7 @@ def texts(model: HFModel, sizes: Sizes) -> list[Rollout]:
     """`batch` texts of `new` random tokens, each after its own prompt and each position with K ids to ask for."""
     rng, found = np.random.default_rng(sizes.seed), list[Rollout]()
     for words in prompts(sizes, sizes.batch):
-        given: Array = model.tokenizer.encode(words)  # pyright: ignore[reportAssignmentType]
+        given = np.asarray(model.tokenizer.encode(words), np.int32)
         own = rng.integers(3, sizes.vocab, sizes.new)
         author = np.r_[np.zeros(len(given), np.int8), np.ones(len(own), np.int8)]
         named = {"mine": rng.integers(0, sizes.vocab, (sizes.new, K)).astype(np.int32)}

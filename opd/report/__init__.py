@@ -117,9 +117,9 @@ def _environment() -> Environment:
     found = Environment(
         autoescape=True,
         undefined=StrictUndefined,
+        loader=FunctionLoader(_resource),
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FunctionLoader(_resource),
     )
     found.filters |= {
         "percent": result.percent,
