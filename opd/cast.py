@@ -141,7 +141,7 @@ def member(spec: str, settings: Settings, student: Any) -> Any:
     """A copy of the student (self:...), or a model of its own."""
     if spec.startswith("self"):
         return copy_of(student, spec)
-    if spec.startswith(("stored:", "chat:")):
+    if spec.startswith(("stored:", "chat:", "vllm:")):
         return without_model(spec, settings, student)
     if spec.startswith(("http://", "https://")):
         return served(spec, settings, student)
@@ -152,14 +152,19 @@ def member(spec: str, settings: Settings, student: Any) -> Any:
 
 
 def without_model(spec: str, settings: Settings, student: Any) -> Any:
-    """A teacher of whom there is no model to be opened: stored answers, or an endpoint that writes text."""
+    """A teacher of whom there is no model to be opened: stored answers, or a server that is not ours."""
     if spec.startswith("stored:"):
         from opd.teachers.stored import StoredTeacher
 
         return StoredTeacher(spec.removeprefix("stored:"), spec)
+    wait = settings.teacher_timeout, settings.teacher_patience
+    if spec.startswith("vllm:"):
+        from opd.teachers.vllm import VLLMTeacher
+
+        return VLLMTeacher.of(spec, student, *wait)
     from opd.teachers.chat import ChatTeacher
 
-    return ChatTeacher.of(spec, student, settings.teacher_timeout, settings.teacher_patience)
+    return ChatTeacher.of(spec, student, *wait)
 
 
 def served(spec: str, settings: Settings, student: Any) -> Any:
