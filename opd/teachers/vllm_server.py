@@ -110,11 +110,15 @@ def _rows(replicas: Completions, server: Server, member: Replica, near: int) -> 
     def takes(token: int) -> bool:
         return replicas.tried("/v1/completions", _asking(server.model, [token]), member)[0] == 200
 
-    low, high = 0, near  # `low` is taken, `high` is not
-    if not takes(low):
+    low, high = 0, near - 1  # `low` is taken, `high` is not
+    if takes(near):
+        low, high = near, 2 * near
+        while takes(high):
+            low, high = high, 2 * high
+    elif takes(near - 1):
+        return near
+    elif not takes(0):
         raise Unanswered(f"{member.url} takes no token ids", got="a refusal of id 0")
-    while takes(high):
-        low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if takes(middle) else (low, middle)
