@@ -27,7 +27,7 @@ from opd.teachers.vllm import VLLMTeacher
 SMALL = {"steps": 4, "batch": 4, "lr": 1e-3, "max_new": 12, "eval_problems": 2, "drafts": 1, "doctor": "off"}
 PATIENT = {"teacher_timeout": 30.0, "teacher_patience": 60.0}
 HASTY = {"teacher_timeout": 30.0, "teacher_patience": 0.6}
-START = 11  # questions before the first about a text of the student: limits, tokens and the probe
+START = 10  # questions before the first about a text of the student: limits, tokens and the probe
 
 
 @pytest.fixture(scope="module")
@@ -289,12 +289,12 @@ def test_an_answer_that_is_too_slow_is_asked_for_again(folders, server, undistur
 
 
 def changed(change):
-    """An answer whose first choice was changed."""
+    """An answer about log-probs, changed."""
 
     def fault(number, path, status, body):
-        if number < START:
-            return None
         answer = json.loads(body)
+        if number < START or answer["choices"][0]["prompt_logprobs"] is None:
+            return None
         change(answer["choices"])
         return 200, json.dumps(answer).encode()
 
@@ -358,9 +358,14 @@ def test_too_few_or_too_probable_best_tokens_are_no_answer(folders, server):
             told["logprob"] = -0.5
 
     strange = changed(lambda choices: choices[0]["prompt_logprobs"][-1].update({"99": {"logprob": -0.1, "rank": 1}}))
-    for fault, sentence in ((few, "best tokens|no log-prob"), (changed(heavy), "mass"), (strange, "best tokens")):
+    for fault, sentence in (
+        (few, "best tokens|no log-prob"),
+        (changed(heavy), "mass"),
+        (strange, "best tokens|token 99"),
+    ):
         with through(server, fault) as proxy:
             teacher = met(folders, proxy.url)
+            assert proxy.count == START
             with pytest.raises(Unanswered, match=sentence):
                 teacher.read(written(teacher.student), Want(topk=5))
 

@@ -57,9 +57,9 @@ def _row(entry: Any, token: int, k: int) -> tuple[float, list[float], list[int]]
         raise Malformed(f"gave no log-prob of token {token}") from None
     if len(best) == k + 1:
         best = [one for one in best if one[2] != token]
-    if len(best) != k:
-        raise Malformed(f"gave {len(best)} best tokens, expected {k}")
     best.sort()
+    if k and [rank for rank, _, _ in best] != [*range(1, k + 1)]:
+        raise Malformed(f"gave {len(best)} best tokens, expected ranks 1 to {k}")
     return own, [value for _, value, _ in best], [name for _, _, name in best]
 
 
