@@ -318,19 +318,7 @@ def drifted(choices):
 
 STOPPING = {
     "nan": (said(float("nan")), "not finite"),
-    "a log-prob above 0": (said(2.5), "log-prob of 2.5"),
-    "a probability of 0": (said(-9999.0), "probability of 0"),
-    "no log-prob": (changed(lambda choices: choices[0]["prompt_logprobs"][-1].clear()), "no log-prob of token"),
-    "fewer tokens": (changed(lambda choices: choices[0]["prompt_logprobs"].pop()), "log-probs of"),
-    "another text": (changed(lambda choices: choices[0]["prompt_token_ids"].reverse()), "another text"),
-    "fewer texts": (changed(lambda choices: choices.pop()), "answered"),
-    "another order": (changed(lambda choices: choices.reverse()), "order"),
     "other weights": (changed(drifted), "another model answers"),
-    "another name": (
-        lambda n, *_: (404, b'{"error": {"message": "no such"}}') if n >= START else None,
-        "another model",
-    ),
-    "a refusal": (lambda n, *_: (400, b'{"error": {"message": "too long"}}') if n >= START else None, "too long"),
     "500 for ever": (lambda n, *_: (500, b'{"error": {"message": "broken"}}') if n >= START else None, "broken"),
 }
 
@@ -350,24 +338,36 @@ def test_faults_that_stay_stop_at_a_checkpoint_from_which_the_run_continues(
     assert same(outcome(out), undisturbed)
 
 
-def test_too_few_or_too_probable_best_tokens_are_no_answer(folders, server):
-    few = changed(lambda choices: choices[0]["prompt_logprobs"][-1].popitem())
+REFUSED = {
+    "a log-prob above 0": (said(2.5), "log-prob of 2.5"),
+    "a probability of 0": (said(-9999.0), "probability of 0"),
+    "no log-prob": (changed(lambda choices: choices[0]["prompt_logprobs"][-1].clear()), "no log-prob of token"),
+    "fewer tokens": (changed(lambda choices: choices[0]["prompt_logprobs"].pop()), "log-probs of"),
+    "another text": (changed(lambda choices: choices[0]["prompt_token_ids"].reverse()), "another text"),
+    "fewer texts": (changed(lambda choices: choices.pop()), "answered"),
+    "another order": (changed(lambda choices: choices.reverse()), "order"),
+    "fewer best": (changed(lambda choices: choices[0]["prompt_logprobs"][-1].popitem()), "best tokens|no log-prob"),
+    "best ones of too much mass": (said(-0.5), "mass"),
+    "an id too many": (
+        changed(lambda choices: choices[0]["prompt_logprobs"][-1].update({"99": {"logprob": -0.1, "rank": 1}})),
+        "best tokens|token 99",
+    ),
+    "another name": (lambda *_: (404, b'{"error": {"message": "no such"}}'), "another model"),
+    "a refusal": (lambda *_: (400, b'{"error": {"message": "too long"}}'), "too long"),
+}
 
-    def heavy(choices):
-        for told in choices[0]["prompt_logprobs"][-1].values():
-            told["logprob"] = -0.5
 
-    strange = changed(lambda choices: choices[0]["prompt_logprobs"][-1].update({"99": {"logprob": -0.1, "rank": 1}}))
-    for fault, sentence in (
-        (few, "best tokens|no log-prob"),
-        (changed(heavy), "mass"),
-        (strange, "best tokens|token 99"),
-    ):
-        with through(server, fault) as proxy:
-            teacher = met(folders, proxy.url)
-            assert proxy.count == START
-            with pytest.raises(Unanswered, match=sentence):
-                teacher.read(written(teacher.student), Want(topk=5))
+def test_an_answer_that_cannot_be_is_none(folders, server):
+    faults = [lambda *_: None]
+    with through(server, lambda number, *what: faults[0](number, *what)) as proxy:
+        teacher = met(folders, proxy.url)
+        assert proxy.count == START
+        texts = written(teacher.student)
+        for name, (fault, sentence) in REFUSED.items():
+            faults[0] = fault
+            with pytest.raises(Unanswered, match=sentence) as error:
+                teacher.read(texts, Want(topk=5))
+            assert "\n" not in str(error.value), name
 
 
 def test_a_killed_server_comes_back_and_another_model_is_refused(folders, another, undisturbed, tmp_path, capsys):
