@@ -205,7 +205,7 @@ def probe(ask: Ask, members: Sequence[Replica], known: Rollout, server: Server) 
     order     both of them in one question, and the other way round
     servers   the same question to another address
     """
-    gaps = dict.fromkeys(("again", "prefix", "order", "servers"), 0.0)
+    gaps: dict[str, float] = {"again": 0.0, "prefix": 0.0, "order": 0.0, "servers": 0.0}
     first: Array | None = None
     for member in members:
         (here,), (again,) = ask([known], member), ask([known], member)
