@@ -50,7 +50,8 @@ class VLLMTeacher:
         self.name = "vllm:" + ",".join(addresses)
         self.server = vllm_server.told(self.replicas, model)
         self.most = {"topk": self.server.best}
-        self.known: Array | None = None  # [n] log-probs of the short text, once somebody was met
+        self.vocab = 0  # ids that the student shares, once somebody was met
+        self.known: Array | None = None  # [n] log-probs of the short text, from then on
         self.gaps: dict[str, float] = {}
 
     @classmethod
