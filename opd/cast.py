@@ -214,6 +214,8 @@ def ending_alike(student: Any, teacher: Any) -> Any:
 def end_of_text(model: Any) -> int | None:
     """The token with which a model ends a text: the tokenizer's, else the smallest of its generation settings."""
     model = getattr(model, "student", getattr(model, "engine", model))  # of a copy, of a teacher, or itself
+    if not hasattr(model, "tokenizer"):
+        raise SettingError(f"stop_token=map: nobody knows with which token {model.name} ends a text", remedy=NO_MAP)
     end = model.tokenizer.eos_token_id
     return end if end is not None else min(model.stops, default=None)
 

@@ -139,7 +139,7 @@ def test_vllm_and_local_teachers_give_the_same_loss(folders, server, family):
 def test_every_answer_is_the_local_one(folders, server):
     teacher = met(folders, server.url)
     local = casting.open_model(folders["teacher"], settings(folders, ""), "float32", "cpu")
-    texts = written(teacher.student)
+    texts = written(teacher.learner)
     for k in (1, 5, 20):
         want = Want(chosen=True, topk=k)
         ours, theirs = local.read(texts, want), teacher.read(texts, want)
@@ -153,7 +153,7 @@ def test_every_answer_is_the_local_one(folders, server):
 
 def test_questions_are_cut_and_put_together_again(folders, server, monkeypatch):
     teacher = met(folders, server.url)
-    texts = written(teacher.student, 5)
+    texts = written(teacher.learner, 5)
     whole = teacher.read(texts, Want(chosen=True)).chosen
     before = teacher.replicas.counts["requests"]
     monkeypatch.setattr("opd.teachers.vllm.TOKENS", 40)
@@ -163,7 +163,7 @@ def test_questions_are_cut_and_put_together_again(folders, server, monkeypatch):
 
 def test_texts_are_ids_with_the_log_probs_of_what_drew_them(folders, server):
     teacher = met(folders, server.url)
-    prompts = [teacher.student.render(({"role": "user", "content": text},)) for text in ("12+3=", "4+55=")]
+    prompts = [teacher.learner.render(({"role": "user", "content": text},)) for text in ("12+3=", "4+55=")]
     seeds = [[1, 2], [3]]
     pieces = teacher.write(prompts, Sampling(max_new=7), seeds)
     assert [len(some) for some in pieces] == [2, 1]
@@ -200,6 +200,16 @@ def test_a_method_that_needs_more_is_refused(folders, server, method, given, wor
     with pytest.raises(TeacherError) as error:
         build(settings(folders, method=method, parameters=given, **cast))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_its_end_of_text_is_nobodys_guess(folders, server):
+    with pytest.raises(SettingError, match="nobody knows with which token"):
+        build(settings(folders, f"vllm:{server.url}", stop_token="map"))
+
+
+def test_the_doctor_looks_at_it_before_a_run(folders, server, tmp_path):
+    run = Run.new(settings(folders, f"vllm:{server.url}", doctor="on", steps=1, out=str(tmp_path / "run")))
+    assert (tmp_path / "run" / "teachers.json").is_file() and run.training.cast["teacher"].known is not None
 
 
 def test_mistakes_at_the_start_are_one_sentence(folders, another, tmp_path):
@@ -246,7 +256,7 @@ def test_ids_that_nothing_is_given_to_are_allowed(folders, another, tmp_path):
     another.model.forward = quiet
     teacher = met(folders, another.url)
     assert teacher.vocab == 45
-    text = written(teacher.student)[0]
+    text = written(teacher.learner)[0]
     assert teacher.read([text], Want(topk=20)).dist.ids.max() < 45
 
 
@@ -359,7 +369,7 @@ def test_an_answer_that_cannot_be_is_none(folders, server):
     with through(server, lambda number, *what: faults[0](number, *what)) as proxy:
         teacher = met(folders, proxy.url)
         assert proxy.count == START
-        texts = written(teacher.student)
+        texts = written(teacher.learner)
         for name, (fault, sentence) in REFUSED.items():
             faults[0] = fault
             with pytest.raises(Unanswered, match=sentence) as error:

@@ -44,7 +44,7 @@ class VLLMTeacher:
     can = frozenset({"chosen", "topk", "text"})
 
     def __init__(self, urls: Sequence[str], model: str, student: Any, timeout: float, patience: float) -> None:
-        self.student = student
+        self.learner = student
         addresses = [url.strip().rstrip("/").removesuffix("/v1") for url in urls]
         self.replicas = Completions(addresses, timeout, patience, in_flight=READINGS)
         self.name = "vllm:" + ",".join(addresses)
@@ -101,13 +101,13 @@ class VLLMTeacher:
             asked = [*sorted(want.needs), *([f"K={want.topk}"] if want.topk else [])]
             expected = f"{sorted(self.can)}, K={self.server.best}"
             raise TeacherError(f"{self.name} cannot answer", got=asked, expected=expected)
-        if self.student.vocab != self.vocab:
-            got, expected = f"{self.student.vocab} tokens that all have", f"{self.vocab} as in {self.name}"
+        if self.learner.vocab != self.vocab:
+            got, expected = f"{self.learner.vocab} tokens that all have", f"{self.vocab} as in {self.name}"
             raise TeacherError("log-probs of vLLM are over all of its tokens", got=got, expected=expected)
         texts = [context for context in contexts if context.n]
         if not texts:
             return Answer()
-        k, device = want.topk, self.student.device
+        k, device = want.topk, self.learner.device
         self.replicas.in_flight = READINGS
         found = self._asked(self._parts(texts, k), k)
         columns = {name: torch.from_numpy(np.concatenate([one[name] for one in found])).to(device) for name in found[0]}
@@ -187,7 +187,7 @@ class VLLMTeacher:
         truncation alone: `behaviour` is nan otherwise.
         """
         self._fit(len(prompt) + 1 for prompt in prompts)
-        rooms = [min(sampling.max_new or self.student.max_new, self.server.context - len(prompt)) for prompt in prompts]
+        rooms = [min(sampling.max_new or self.learner.max_new, self.server.context - len(prompt)) for prompt in prompts]
         questions = [
             self._writing(prompt, room, sampling, seed)
             for prompt, room, own in zip(prompts, rooms, seeds, strict=True)
@@ -226,10 +226,10 @@ class VLLMTeacher:
 
     def render(self, messages: Sequence[Message]) -> Array:
         """As the student renders them: what is asked is what the student was asked."""
-        return self.student.render(messages)
+        return self.learner.render(messages)
 
     def decode(self, tokens: Array) -> str:
-        return self.student.decode(tokens)
+        return self.learner.decode(tokens)
 
 
 def _behaviour(plain: Array, sampling: Sampling) -> Array:
