@@ -15,7 +15,7 @@ from opd.rollout import Array, Rollout
 CERTAIN = 1e-4  # nats by which rounding may lift a log-prob above 0
 MASS = 1e-3  # by which rounding may lift the K best together above 1
 NEVER = -9998.0  # vLLM writes -9999 for a probability of 0
-ENTRY = 96  # bytes of one token in JSON at most, with a spelling of some letters
+ENTRY = 256  # bytes of one token in JSON at most, in the mean: it is spelled there, too
 
 
 class Malformed(ValueError):
