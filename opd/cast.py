@@ -142,7 +142,7 @@ def member(spec: str, settings: Settings, student: Any) -> Any:
     """A copy of the student (self:...), or a model of its own."""
     if spec.startswith("self"):
         return copy_of(student, spec)
-    if spec.startswith(("stored:", "chat:")):
+    if spec.startswith(("stored:", "chat:", "vllm:")):
         return without_model(spec, settings, student)
     if spec.startswith(("http://", "https://")):
         return served(spec, settings, student)
@@ -156,14 +156,19 @@ def member(spec: str, settings: Settings, student: Any) -> Any:
 
 
 def without_model(spec: str, settings: Settings, student: Any) -> Any:
-    """A teacher of whom there is no model to be opened: stored answers, or an endpoint that writes text."""
+    """A teacher of whom there is no model to be opened: stored answers, or a server that is not ours."""
     if spec.startswith("stored:"):
         from opd.teachers.stored import StoredTeacher
 
         return StoredTeacher(spec.removeprefix("stored:"), spec)
+    wait = settings.teacher_timeout, settings.teacher_patience
+    if spec.startswith("vllm:"):
+        from opd.teachers.vllm import VLLMTeacher
+
+        return VLLMTeacher.of(spec, student, *wait)
     from opd.teachers.chat import ChatTeacher
 
-    return ChatTeacher.of(spec, student, settings.teacher_timeout, settings.teacher_patience)
+    return ChatTeacher.of(spec, student, *wait)
 
 
 def served(spec: str, settings: Settings, student: Any) -> Any:
@@ -213,9 +218,8 @@ def ending_alike(student: Any, teacher: Any) -> Any:
 def end_of_text(model: Any) -> int | None:
     """The token with which a model ends a text: the tokenizer's, else the smallest of its generation settings."""
     model = getattr(model, "student", getattr(model, "engine", model))  # of a copy, of a teacher, or itself
-    if not hasattr(model, "tokenizer"):  # a store: its texts end as the student ended them
-        what = f"stop_token=map: {model.name} has no tokens of its own"
-        raise SettingError(what, expected="a teacher that is a model", remedy=NO_MAP)
+    if not hasattr(model, "tokenizer"):  # a store, or a server that keeps it to itself
+        raise SettingError(f"stop_token=map: nobody knows with which token {model.name} ends a text", remedy=NO_MAP)
     end = model.tokenizer.eos_token_id
     return end if end is not None else min(model.stops, default=None)
 

@@ -34,7 +34,8 @@ class Settings(BaseModel):
     teacher: str = Field(
         "",
         description="model folder or hub name, http://HOST:PORT of opd serve (several with commas), or self:live, "
-        "self:frozen, self:ema=D, self:every=K, self:trust=R, stored:FOLDER of opd store, chat:URL#MODEL for text; "
+        "self:frozen, self:ema=D, self:every=K, self:trust=R, vllm:http://HOST:PORT of a vLLM server, stored:FOLDER of "
+        "opd store, chat:URL#MODEL for text; "
         "to act, values; "
         "NAME=MODEL,NAME=MODEL lets the column teacher_id of a problem choose",
     )

@@ -195,7 +195,8 @@ def served(can):
 
 def test_the_page_names_the_methods_that_each_kind_of_teacher_serves():
     page = (Path(__file__).parents[1] / "docs" / "teachers.md").read_text(encoding="utf-8")
-    for kind, can in (("stored:", {"chosen", "topk"}), ("chat:", {"text"})):
+    kinds = {"vllm:": {"chosen", "topk", "text"}, "stored:": {"chosen", "topk"}, "chat:": {"text"}}
+    for kind, can in kinds.items():
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{kind}")]
         assert re.findall(r"`(\w+)`", row.split("|")[-2]) == sorted(served(can)), kind
 

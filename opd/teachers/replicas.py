@@ -24,7 +24,7 @@ from opd.serve.wire import Block, Blocks
 if TYPE_CHECKING:
     import httpx
 
-IN_FLIGHT = 2  # questions per server at a time: one is computed while the other travels
+IN_FLIGHT = 2  # questions per server of opd serve at a time: one is computed while the other travels
 FIRST, LONGEST = 0.25, 20.0  # seconds of rest after a failure; doubled at each further one
 AGAIN = {408, 425, 429, 500, 502, 503, 504}
 Result = TypeVar("Result")
@@ -97,6 +97,7 @@ class Replicas:
     counts: Counter[str] = field(default_factory=Counter[str])
     model: str = ""  # the weights that are meant, once they are known
     hurried: bool = False  # nothing is tried again
+    in_flight: int = IN_FLIGHT  # questions per server at a time
     told: Counter[str] = field(default_factory=Counter[str])
     server: ClassVar[str] = "opd serve"
 
@@ -139,13 +140,11 @@ class Replicas:
         """JSON from every server, asked once: at the start a server that is not there is a mistake."""
         return [self.background.run(self._got(member, path)) for member in self.members]
 
-    def ask(
-        self, questions: Sequence[Question], of: Replica | None = None, in_flight: int = IN_FLIGHT
-    ) -> list[list[Any]]:
+    def ask(self, questions: Sequence[Question], of: Replica | None = None) -> list[list[Any]]:
         """The blocks of every answer; questions go to whoever is least busy, or all to one server."""
         start = time.perf_counter()
         try:
-            return self.background.run(self._all(questions, of, in_flight))
+            return self.background.run(self._all(questions, of))
         finally:
             self.counts["seconds"] += time.perf_counter() - start  # pyright: ignore[reportArgumentType]
 
@@ -173,8 +172,8 @@ class Replicas:
             what = f"{member.url}{path} is no address of {self.server}"
             raise Unanswered(what, got="no JSON", expected=f"the address that '{self.server}' printed") from None
 
-    async def _all(self, questions: Sequence[Question], of: Replica | None, in_flight: int) -> list[list[Any]]:
-        room = asyncio.Semaphore(in_flight * len(self.members))
+    async def _all(self, questions: Sequence[Question], of: Replica | None) -> list[list[Any]]:
+        room = asyncio.Semaphore(self.in_flight * len(self.members))
 
         async def one(question: Question) -> list[Any]:
             async with room:

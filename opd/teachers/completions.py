@@ -1,0 +1,73 @@
+"""Asks vLLM's OpenAI-compatible server in JSON: as patient with it, and as careful, as with `opd serve`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from opd.errors import Unanswered
+from opd.serve import bearer
+from opd.teachers.replicas import AGAIN, RESUME, SAME, Again, Question, Replica, Replicas, named, remedy_for, said_by
+
+if TYPE_CHECKING:
+    import httpx
+
+JSON = {"content-type": "application/json"}
+
+
+class Completions(Replicas):
+    """Servers that take a question as JSON and answer it with one JSON object, which `ask` gives as the only block."""
+
+    server: ClassVar[str] = "vLLM"
+
+    def tried(self, path: str, body: Mapping[str, Any], of: Replica) -> tuple[int, Any]:
+        """The status and the JSON of one server's answer, asked once: what it refuses says what it can."""
+        return self.background.run(self._tried(path, body, of))
+
+    def _secret(self, local: bool) -> str:
+        return bearer.of_client(local=False)  # the one that `opd serve` keeps on this machine is not vLLM's
+
+    async def _tried(self, path: str, body: Mapping[str, Any], member: Replica) -> tuple[int, Any]:
+        import httpx
+
+        try:
+            response = await member.client.post(path, json=body)
+            return response.status_code, response.json()
+        except httpx.TransportError as error:
+            what = f"{member.url} did not answer at {path}"
+            raise Unanswered(what, got=named(error), remedy="A longer --teacher-timeout may help") from None
+        except ValueError:
+            raise Unanswered(f"{member.url}{path} is no address of vLLM", got="no JSON") from None
+
+    async def _sent(self, member: Replica, question: Question) -> list[Any]:
+        import httpx
+
+        self.counts["requests"] += 1
+        self.counts["bytes.sent"] += len(question.body)
+        body = bytearray()
+        try:
+            async with member.client.stream("POST", question.path, content=question.body, headers=JSON) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise self._refused(member, response)
+                async for piece in response.aiter_bytes():
+                    self.counts["bytes.received"] += len(piece)
+                    body += piece
+                    if len(body) > question.limit:
+                        what = f"{member.url} answered with more than can be"
+                        raise Unanswered(what, got=f"over {question.limit} bytes", remedy=RESUME)
+            return [json.loads(body)]
+        except httpx.TransportError as error:
+            raise Again(named(error)) from None
+        except ValueError:
+            raise Again("an answer that is no JSON") from None
+
+    def _refused(self, member: Replica, response: httpx.Response) -> Exception:
+        said = said_by(response)
+        if response.status_code in AGAIN:
+            after = response.headers.get("retry-after", "")
+            return Again(f"{response.status_code} {said}", float(after) if after.isdecimal() else 0.0)
+        if response.status_code == 404:
+            return Unanswered(f"another model answers at {member.url} than when the run began ({said})", remedy=SAME)
+        return Unanswered(f"{member.url} refused a question: {said}", remedy=remedy_for(response))
