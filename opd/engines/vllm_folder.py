@@ -14,10 +14,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from opd.checkpoint import write_folder
-from opd.engines import hf_lora
 from opd.errors import SettingError
 
 if TYPE_CHECKING:
@@ -44,8 +41,11 @@ def write(student: HFModel, folder: Path) -> None:
     write_folder(folder, lambda place: _fill(student, place))
 
 
-@torch.no_grad()
 def _fill(student: HFModel, folder: Path) -> None:
+    import torch
+
+    from opd.engines import hf_lora
+
     model = student.model
     state = model.state_dict() if student.lora is None else hf_lora.merged(model)
     config = copy.deepcopy(model.config)
