@@ -1,6 +1,7 @@
 """A student whose texts a server writes: what is verified, what is weighed, and what stops a run."""
 
 import json
+from itertools import chain
 from pathlib import Path
 
 import models
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from vllm_stand_in import StandIn
+from vllm_writing import StandIn
 
 from opd import Run, Settings, maths
 from opd.cli.main import main
@@ -176,7 +177,7 @@ def test_texts_come_with_the_students_own_log_probs(served, sampling):
     writer.start()
     seeds = [[seed % 2**63 for seed in own] for own in SEEDS]
     local, remote = student.write(PROMPTS, sampling, seeds), writer.write(PROMPTS, sampling, SEEDS)
-    for ours, theirs in zip(sum(local, []), sum(remote, []), strict=True):
+    for ours, theirs in zip(chain(*local), chain(*remote), strict=True):
         assert ours.tokens.tolist() == theirs.tokens.tolist() and ours.end == theirs.end
         assert np.abs(ours.behaviour - theirs.behaviour).max() < 1e-5
         assert np.abs(ours.untruncated - theirs.untruncated).max() < 1e-5
@@ -312,6 +313,40 @@ def test_a_server_that_drifts_away_stops_the_run(served):
         server.model.head.mul_(1.5)
     with pytest.raises(Unanswered, match="differ on what it wrote"):
         writer.write(PROMPTS, Sampling(), SEEDS)
+
+
+def test_a_server_that_does_not_follow_a_push_stops_the_run(served):
+    student, server = served
+    step = [0]
+    writer = sampled(student, server, step=lambda: step[0])
+    writer.start()
+    server.keeps = ("model.norm.weight", "lm_head.weight", "model.embed_tokens.weight")
+    with torch.no_grad():
+        student.head.mul_(1.5)
+    step[0] = 1
+    with pytest.raises(Unanswered, match="differ after new weights were pushed"):
+        writer.write(PROMPTS, Sampling(), SEEDS)
+
+
+def test_two_runs_that_push_to_one_server_do_not_learn_from_one_anothers_texts(served):
+    student, server = served
+    mine, others = sampled(student, server), sampled(student, server)
+    mine.start()
+    others.start()
+    undisturbed = mine.write(PROMPTS, Sampling(), SEEDS)
+    server.fault = lambda path, body: setattr(server, "version", others._due) if "seed" in body else None
+    with pytest.raises(Unanswered, match="is another run using it"):
+        mine.write(PROMPTS, Sampling(), SEEDS)
+    server.fault = lambda path, body: None
+    again = mine.write(PROMPTS, Sampling(), SEEDS)
+    assert [p.tokens.tolist() for s in again for p in s] == [p.tokens.tolist() for s in undisturbed for p in s]
+
+
+def test_a_server_of_another_model_is_refused(tmp_path, served):
+    _, server = served
+    wider = student_of(models.folder(tmp_path / "wider", width=32, vocab=models.VOCAB + 5, tied=True))
+    with pytest.raises(Unanswered, match="refused /collective_rpc"):
+        sampled(wider, server).start()
 
 
 # ---- runs

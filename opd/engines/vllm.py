@@ -14,13 +14,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from opd.errors import SettingError, Unanswered
 from opd.rollout import Array, End, Piece, Sampling
-from opd.teachers.replicas import AGAIN, Again, Question, Replica, Replicas
+from opd.serve import bearer
+from opd.teachers.replicas import AGAIN, RESUME, Again, Question, Replica, Replicas, named, remedy_for, said_by
 
 if TYPE_CHECKING:
     import httpx
@@ -29,16 +30,14 @@ RATIO, WEIGHTS = "sampler.ratio", "sampler.version"  # a column and a tag of wha
 IN_FLIGHT = 256  # texts at a time; the server batches them as it likes
 CERTAIN = 1e-4  # nats by which rounding may lift a log-prob above 0
 NEVER = -100.0  # added to the logit of an id that is no token
-SHOWN = 300  # letters of what a server says
 RELOAD, CACHE, VERSION = "/collective_rpc", "/reset_prefix_cache", "/weight_info"
-RESUME = "Look at the server and its log, then go on with opd train --resume"
 
 
 def started(folder: Path | str) -> str:
     """The command that starts such a server."""
     return (
         "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server "
-        f"--model {folder} --logprobs-mode processed_logprobs"
+        f"--model {folder} --host 127.0.0.1 --logprobs-mode processed_logprobs"
     )
 
 
@@ -50,7 +49,12 @@ def how(student: str = "STUDENT") -> str:
 
 
 class Requests(Replicas):
-    """The same patience as with `opd serve`, for servers that speak JSON: every answer is one value."""
+    """The same patience as with `opd serve`, for a server that speaks JSON: every answer is one value."""
+
+    server: ClassVar[str] = "vLLM"
+
+    def _secret(self, local: bool) -> str:
+        return bearer.of_client(local=False)  # the one that `opd serve` keeps on this machine is not vLLM's
 
     async def _sent(self, member: Replica, question: Question) -> list[Any]:
         import httpx
@@ -61,20 +65,19 @@ class Requests(Replicas):
             response = await member.client.request(
                 method, question.path, content=question.body or None, headers=headers
             )
-        except httpx.TransportError as error:
-            raise Again(f"{type(error).__name__} {error}".strip()) from None
-        if response.status_code != 200:
-            raise self._refused(member, response)
-        try:
+            if response.status_code != 200:
+                raise self._refused(member, response)
             return [response.json()]
+        except httpx.TransportError as error:
+            raise Again(named(error)) from None
         except ValueError:
             raise Again("an answer that is no JSON") from None
 
     def _refused(self, member: Replica, response: httpx.Response) -> Exception:
-        path, said = response.request.url.path, _said(response)
+        path, said = response.request.url.path, said_by(response)
         if response.status_code in AGAIN and path != RELOAD:
             return Again(f"{response.status_code} {said}")
-        remedy = RESUME
+        remedy = remedy_for(response) or RESUME
         if response.status_code == 404 and path in (RELOAD, CACHE, VERSION):
             remedy = f"Start it so: {started('FOLDER')}"
         elif path == RELOAD:
@@ -94,7 +97,7 @@ class VLLM:
 
     def __init__(self, url: str, timeout: float = 600.0, patience: float = 300.0) -> None:
         url = url.strip().rstrip("/")
-        self.requests = Requests([url], timeout, patience, in_flight=IN_FLIGHT)
+        self.requests = Requests([url], timeout, patience)
         self.told, self.numbers = Counter[str](), dict[str, float]()
         try:
             (model,) = self.requests.get("/v1/models")[0]["data"]
@@ -241,13 +244,4 @@ class VLLM:
 
     def _ask(self, path: str, bodies: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
         questions = [Question(path, b"" if body is None else json.dumps(body).encode(), 0) for body in bodies]
-        return [answer[0] for answer in self.requests.ask(questions)]  # pyright: ignore[reportReturnType]
-
-
-def _said(response: httpx.Response) -> str:
-    try:
-        error = response.json()["error"]
-        text = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
-        text = response.text or response.reason_phrase
-    return " ".join(text.split())[:SHOWN].rstrip(".")
+        return [answer[0] for answer in self.requests.ask(questions, in_flight=IN_FLIGHT)]

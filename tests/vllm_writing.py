@@ -71,7 +71,10 @@ class StandIn:
                 case "/v1/models":
                     return 200, {"data": [{"id": "m", "root": str(self.folder), "max_model_len": self.context}]}
                 case "/collective_rpc":
-                    self.load(body["kwargs"]["weights_path"])
+                    try:
+                        self.load(body["kwargs"]["weights_path"])
+                    except (RuntimeError, AssertionError) as error:
+                        return 500, {"error": {"message": str(error)}}
                     return 200, {"results": [None]}
                 case "/reset_prefix_cache":
                     return 200, {"success": True}
