@@ -103,24 +103,29 @@ def attach(settings: Settings, training: Training) -> None:
         return
     from opd.engines.sampled import Sampled
 
-    student, method = training.student, training.method
-    if not settings.sampler.startswith(KIND):
-        raise SettingError("sampler", got=repr(settings.sampler), expected="vllm:http://HOST:PORT")
-    if not hasattr(student, "tokenizer"):
-        raise SettingError("a sampler writes texts", got=training.task.name, expected="a task of a language model")
-    if "student" not in (writers := getattr(method.sample, "writers", ("student",))):
-        got = f"texts by {', '.join(writers) or 'nobody in the run'}"
-        raise SettingError(f"{settings.method} has the student write nothing", got=got, remedy="Leave --sampler out")
+    check(settings, training)
+    student: Any = training.student
     server = VLLM(settings.sampler.removeprefix(KIND), settings.sampler_timeout, settings.teacher_patience)
-    sampled: Any = Sampled(student, server, folder_of(server), lambda: training.step, settings.sampler_tolerance)  # pyright: ignore[reportArgumentType]
+    sampled = Sampled(student, server, folder_of(server), lambda: training.step, settings.sampler_tolerance)
     cast = {**training.cast, "student": sampled, ROLE: server}
-    check_parts(method, cast)
+    check_parts(training.method, cast)
     prompts = [len(student.render(problem.messages)) for problem in training.task.train]
-    server.fits(max(min(n + settings.max_new, sampled.context) for n in prompts))
+    server.fits(max(min(n + settings.max_new, student.context) for n in prompts))
     sampled.start()
     measure, cap = training.measure, settings.sampler_cap
-    training.cast, training.method = cast, corrected(method, cap)
+    training.cast, training.method = cast, corrected(training.method, cap)
     training.measure = lambda rows: {**measure(rows), **numbers(rows, cap)}
+
+
+def check(settings: Settings, training: Training) -> None:
+    """There is something that a server could write."""
+    if not settings.sampler.startswith(KIND):
+        raise SettingError("sampler", got=repr(settings.sampler), expected="vllm:http://HOST:PORT")
+    if not hasattr(training.student, "tokenizer"):
+        raise SettingError("a sampler writes texts", got=training.task.name, expected="a task of a language model")
+    if "student" not in (writers := getattr(training.method.sample, "writers", ("student",))):
+        got = f"texts by {', '.join(writers) or 'nobody in the run'}"
+        raise SettingError(f"{settings.method} has the student write nothing", got=got, remedy="Leave --sampler out")
 
 
 def folder_of(server: VLLM) -> Path:

@@ -23,7 +23,7 @@ from opd.dist import HeadDist
 from opd.engines import vllm_folder
 from opd.engines.sampling import truncate
 from opd.engines.vllm import RATIO, VLLM, WEIGHTS, how, started
-from opd.errors import SettingError, Unanswered
+from opd.errors import SaveError, SettingError, Unanswered
 from opd.protocols import Want
 from opd.rollout import STUDENT, Array, Piece, Problem, Sampling, continued
 
@@ -170,7 +170,14 @@ class Sampled:
 
     def _push(self, version: str) -> float:
         """Mean nats between the two on texts that nobody wrote, after the push."""
-        vllm_folder.write(self.student, self.folder)
+        try:
+            vllm_folder.write(self.student, self.folder)
+        except SaveError as error:
+            what, remedy = (
+                f"the weights for {self.server.url} could not be saved",
+                f"{error.remedy}; then resume the run",
+            )
+            raise Unanswered(what, got=str(error.__cause__ or error), remedy=remedy) from error
         self.server.load(self.folder, version)
         texts = _probes(self.student.head.shape[0])
         return _far(self.server.logprobs(texts), self._own(texts))
