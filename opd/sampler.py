@@ -25,6 +25,8 @@ from opd.engines.vllm import RATIO, VLLM, WEIGHTS, how
 from opd.errors import SettingError
 from opd.loop import Training
 from opd.method import Mean, Method
+from opd.parts.offline import FromStore
+from opd.parts.sample import Solutions
 from opd.protocols import Cast, Sample
 from opd.rollout import Group, Rollout, Visit
 from opd.rows import Rows
@@ -123,7 +125,9 @@ def check(settings: Settings, training: Training) -> None:
         raise SettingError("sampler", got=repr(settings.sampler), expected="vllm:http://HOST:PORT")
     if not hasattr(training.student, "tokenizer"):
         raise SettingError("a sampler writes texts", got=training.task.name, expected="a task of a language model")
-    if "student" not in (writers := getattr(training.method.sample, "writers", ("student",))):
+    sample = training.method.sample
+    writers = () if type(sample) in (FromStore, Solutions) else getattr(sample, "writers", ("student",))
+    if "student" not in writers:
         got = f"texts by {', '.join(writers) or 'nobody in the run'}"
         raise SettingError(f"{settings.method} has the student write nothing", got=got, remedy="Leave --sampler out")
 

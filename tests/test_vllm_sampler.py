@@ -422,6 +422,7 @@ def test_methods_of_every_kind_learn_from_it(embedded, tmp_path, method, given):
 REFUSED = {
     "two who take turns": ({"method": "minillm"}, "cannot take turns"),
     "a student that writes nothing": ({"method": "sft"}, "Leave --sampler out"),
+    "texts that came along": ({"method": "sft", "parameters": {"solution": "solution"}}, "texts by nobody in the run"),
     "another kind of sampler": ({"sampler": "http://127.0.0.1:8000"}, "vllm:http://HOST:PORT"),
     "more room than the server has": ({"max_new": 600}, "--max-model-len 512"),
 }
@@ -444,8 +445,9 @@ def test_a_server_that_was_started_from_another_folder_is_refused(embedded, tmp_
 
 def test_a_server_that_is_gone_stops_at_a_checkpoint_and_the_run_goes_on_later(embedded, tmp_path):
     out, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    Run.new(settings(embedded, out=str(undisturbed))).train()
-    run = Run.new(settings(embedded, out=str(out)))
+    one = {"batch": 1, "parameters": {"n": 1}}
+    Run.new(settings(embedded, out=str(undisturbed), **one)).train()
+    run = Run.new(settings(embedded, out=str(out), **one))
     embedded.fault = lambda path, body: (
         (503, {"error": {"message": "gone"}}) if "seed" in body and run.training.step == 1 else None
     )
