@@ -64,6 +64,15 @@ def test_the_server_follows_and_its_log_probs_are_the_students(server, students,
         assert writer.server.tell()["sampler.push.gap"] < 1e-4
 
 
+def test_a_text_does_not_depend_on_its_company(server, students):
+    """In float32 on a processor; nobody promises it elsewhere."""
+    writer = sampled(student_of(students["tied"]), server)
+    seeds = list(range(24))
+    (together,) = writer.write(PROMPTS[:1], Sampling(max_new=40), [seeds])
+    alone = [writer.write(PROMPTS[:1], Sampling(max_new=40), [[seed]])[0][0] for seed in seeds]
+    assert [piece.tokens.tolist() for piece in together] == [piece.tokens.tolist() for piece in alone]
+
+
 class Killing:
     """Looks on, and after the second step kills the server and starts it again."""
 
