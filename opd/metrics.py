@@ -109,6 +109,35 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "chat.written": Metric("tokens", "tokens of answers, as the endpoint counts them"),
         "chat.spent": Metric("", "what the whole run has cost so far, in the currency of its prices", "below budget."),
     },
+    "A sampler, where a server writes what the student learns from": {
+        "sampler.gap": Metric(
+            "nats",
+            "|log-prob by the student - by the server| of the tokens that it wrote, each under what draws: the student"
+            " as it is before it learns from them",
+            "about 0.00001 in float32, some 0.01 in bfloat16; a rising one means that the server no longer follows.",
+        ),
+        "sampler.gap.max": Metric("nats", "the largest of them"),
+        "sampler.outside": Metric(
+            "share",
+            "tokens that the student's own top-p, top-k or min-p would never have drawn; they weigh 0",
+            "near 0.",
+        ),
+        "sampler.weight": Metric("", "mean weight min(pi/mu, cap) of these tokens in the loss", "near 1."),
+        "sampler.cut": Metric("share", "tokens whose weight was cut to the cap", "near 0."),
+        "sampler.version": Metric(
+            "batches", "batches that the weights had learned from that wrote the newest of the texts", "the step."
+        ),
+        "sampler.stale": Metric(
+            "batches", "by how many batches the student was ahead of what wrote a token, mean", "0, but for replay."
+        ),
+        "sampler.push.gap": Metric(
+            "nats", "the gap on a text that nobody wrote, right after weights were pushed", "as sampler.gap."
+        ),
+        "sampler.push.seconds": Metric("s", "to save the weights, have them loaded and verify them"),
+        "sampler.requests": Metric("requests", "questions sent to the server, those that were sent again among them"),
+        "sampler.retries": Metric("requests", "questions that were not answered and were sent again", "0."),
+        "sampler.seconds": Metric("s", "wall time between questions and their answers"),
+    },
     "Answers": {
         "tokens": Metric("tokens", "tokens decided in the batch"),
         "teacher_tokens": Metric("tokens", "tokens that teachers read, prompt and answer, or wrote"),
@@ -278,7 +307,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
             "nats",
             "|log-prob when learning - log-prob when writing| of the student's tokens, before the batch's first step",
             "0 up to rounding; more means that the model that writes is not the one that learns, or that earlier"
-            " batches are replayed.",
+            " batches are replayed. Of a sampler, see sampler.gap.",
         ),
         "engine.gap.max": Metric("nats", "the largest of them", "about 0.00001 in float32."),
     },

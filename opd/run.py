@@ -25,7 +25,7 @@ import tomli_w
 from safetensors.torch import save_file
 
 from opd import cast as casting
-from opd import elsewhere, prompts
+from opd import elsewhere, prompts, sampler
 from opd.build import build
 from opd.checkpoint import checkpoints, forget_old, load_state, save_state, write_folder, write_text
 from opd.doctor import Case, Finding, at_start
@@ -81,6 +81,7 @@ class Run:
         training = build(settings)
         case = Case(settings, training.method, training.task, training.cast)
         findings = at_start(case) if settings.doctor == "on" else []
+        sampler.attach(settings, training)
         run = cls(settings, folder, training, watches=list(watches), findings=findings)
         folder.mkdir(parents=True, exist_ok=True)
         played = {"student": casting.student_spec(settings), "teacher": run.teacher_spec}
@@ -100,6 +101,7 @@ class Run:
         values = {k: v for k, v in read_toml(path / "run.toml").items() if k in Settings.model_fields}
         settings = Settings.of(**{**values, "out": str(path)})
         run = cls(settings, path, build(settings), resumed=True, watches=list(watches))
+        sampler.attach(settings, run.training)
         elsewhere.check(path, run.training.cast, settings.another_teacher)
         prompts.check_unchanged(path, prompts.prompts(run.training.method))
         if saved := checkpoints(path / "checkpoints"):

@@ -50,6 +50,16 @@ class Settings(BaseModel):
     texts: Literal["method", "stored"] = Field(
         "method", description="whose are learned from: the method's own, or those in a stored teacher's store"
     )
+    sampler: str = Field(
+        "", description="who writes for the student: vllm:http://HOST:PORT, started as 'opd sampler' says; '': itself"
+    )
+    sampler_cap: float = Field(
+        2.0, ge=0, description="most that a token of the sampler's weighs where the two differ; 0: all weigh alike"
+    )
+    sampler_tolerance: float = Field(
+        0.05, gt=0, description="mean nats by which student and sampler may differ before the run stops"
+    )
+    sampler_timeout: float = Field(600.0, gt=0, description="seconds before a sampler's text is asked for again")
     task: str = Field("sums", description="sums, jsonl:FILE, parquet:FILE, reasoning_gym:NAME or gymnasium:NAME")
     out: str = Field("", description="run folder; default runs/METHOD-TASK-SEED")
     mask: tuple[int | str, ...] = Field((), description="tokens not learned from: ids, or texts of one token each")

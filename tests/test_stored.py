@@ -226,7 +226,7 @@ def test_a_problem_that_was_not_stored_is_named(folder):
 
 
 def test_a_store_has_no_end_of_text_that_could_be_renamed(folder):
-    with pytest.raises(SettingError, match="no tokens of its own"):
+    with pytest.raises(SettingError, match="nobody knows with which token"):
         build(settings(folder, stop_token="map"))
 
 

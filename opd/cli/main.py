@@ -29,6 +29,7 @@ COMMANDS = {  # name -> where it lives, what it does
     "probe": ("probing", "probe", "can the student be its teacher: do SFT, OPD or neither pay here"),
     "train": ("training", "train", "let a student learn"),
     "serve": ("serving", "serve", "let a model be the teacher of students elsewhere"),
+    "sampler": ("sampling", "sampler", "let a vLLM server write for a student: the folder that it starts from"),
     "store": ("storing", "store", "ask a teacher once about a student's texts, and keep its answers"),
     "eval": ("examining", "eval_", "examine a model on a task's held-out problems"),
     "compare": ("comparing", "compare", "hold methods against one another: same start, problems, budget, examination"),

@@ -56,13 +56,18 @@ def base(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def save_merged(model: PreTrainedModel, folder: str | Path) -> None:
-    """The folder of a plain model with the adapters merged into copies; the model in memory is not touched."""
+def merged(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights of a plain model, the adapters merged into copies; the model in memory is not touched."""
     state = base(model)
     for name, layer in layers(model).items():
         weight = layer.get_base_layer().weight
         state[f"{name}.weight"] = (weight + layer.get_delta_weight("default")).to(weight.dtype)
+    return state
+
+
+def save_merged(model: PreTrainedModel, folder: str | Path) -> None:
+    """The folder of that plain model."""
     with torch.device("meta"):
         plain = type(model)(model.config)
     plain.generation_config = model.generation_config
-    plain.save_pretrained(folder, state_dict=state)
+    plain.save_pretrained(folder, state_dict=merged(model))
