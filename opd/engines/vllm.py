@@ -14,20 +14,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from opd.errors import SettingError, Unanswered
 from opd.rollout import Array, End, Piece, Sampling
-from opd.serve import bearer
-from opd.teachers.replicas import AGAIN, RESUME, Again, Question, Replica, Replicas, named, remedy_for, said_by
+from opd.teachers.completions import Completions
+from opd.teachers.replicas import RESUME, Question, Replica, said_by
 
 if TYPE_CHECKING:
     import httpx
 
 RATIO, WEIGHTS = "sampler.ratio", "sampler.version"  # a column and a tag of what such a server wrote, see Sampled.write
 IN_FLIGHT = 256  # texts at a time; the server batches them as it likes
+MOST = 2**26  # bytes of an answer
 CERTAIN = 1e-4  # nats by which rounding may lift a log-prob above 0
 NEVER = -100.0  # added to the logit of an id that is no token
 RELOAD, CACHE, VERSION = "/collective_rpc", "/reset_prefix_cache", "/weight_info"
@@ -48,41 +49,16 @@ def how(student: str = "STUDENT") -> str:
     )
 
 
-class Requests(Replicas):
-    """The same patience as with `opd serve`, for a server that speaks JSON: every answer is one value."""
-
-    server: ClassVar[str] = "vLLM"
-
-    def _secret(self, local: bool) -> str:
-        return bearer.of_client(local=False)  # the one that `opd serve` keeps on this machine is not vLLM's
-
-    async def _sent(self, member: Replica, question: Question) -> list[Any]:
-        import httpx
-
-        self.counts["requests"] += 1
-        method, headers = "POST" if question.body else "GET", {"content-type": "application/json"}
-        try:
-            response = await member.client.request(
-                method, question.path, content=question.body or None, headers=headers
-            )
-            if response.status_code != 200:
-                raise self._refused(member, response)
-            return [response.json()]
-        except httpx.TransportError as error:
-            raise Again(named(error)) from None
-        except ValueError:
-            raise Again("an answer that is no JSON") from None
+class Requests(Completions):
+    """The same care as with a teacher, and what a user does about a server that takes no weights."""
 
     def _refused(self, member: Replica, response: httpx.Response) -> Exception:
-        path, said = response.request.url.path, said_by(response)
-        if response.status_code in AGAIN and path != RELOAD:
-            return Again(f"{response.status_code} {said}")
-        remedy = remedy_for(response) or RESUME
+        path, said = response.request.url.path, f"{response.status_code} {said_by(response)}"
         if response.status_code == 404 and path in (RELOAD, CACHE, VERSION):
-            remedy = f"Start it so: {started('FOLDER')}"
-        elif path == RELOAD:
-            remedy = how()
-        return Unanswered(f"{member.url} refused {path}", got=f"{response.status_code} {said}", remedy=remedy)
+            return Unanswered(f"{member.url} refused {path}", got=said, remedy=f"Start it so: {started('FOLDER')}")
+        if path == RELOAD:
+            return Unanswered(f"{member.url} refused {path}", got=said, remedy=how())
+        return super()._refused(member, response)
 
 
 class VLLM:
@@ -97,7 +73,7 @@ class VLLM:
 
     def __init__(self, url: str, timeout: float = 600.0, patience: float = 300.0) -> None:
         url = url.strip().rstrip("/")
-        self.requests = Requests([url], timeout, patience)
+        self.requests = Requests([url], timeout, patience, in_flight=IN_FLIGHT)
         self.told, self.numbers = Counter[str](), dict[str, float]()
         try:
             (model,) = self.requests.get("/v1/models")[0]["data"]
@@ -243,5 +219,5 @@ class VLLM:
         return answer
 
     def _ask(self, path: str, bodies: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
-        questions = [Question(path, b"" if body is None else json.dumps(body).encode(), 0) for body in bodies]
-        return [answer[0] for answer in self.requests.ask(questions, in_flight=IN_FLIGHT)]
+        questions = [Question(path, b"" if body is None else json.dumps(body).encode(), MOST) for body in bodies]
+        return [answer[0] for answer in self.requests.ask(questions)]

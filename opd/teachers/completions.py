@@ -1,4 +1,7 @@
-"""Asks vLLM's OpenAI-compatible server in JSON: as patient with it, and as careful, as with `opd serve`."""
+"""Asks vLLM's OpenAI-compatible server in JSON: as patient with it, and as careful, as with `opd serve`.
+
+Teachers that read (opd/teachers/vllm.py) and servers that write for a student (opd/engines/vllm.py) are asked so.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +48,9 @@ class Completions(Replicas):
 
         self.counts["requests"] += 1
         self.counts["bytes.sent"] += len(question.body)
-        body = bytearray()
+        method, body = "POST" if question.body else "GET", bytearray()
         try:
-            async with member.client.stream("POST", question.path, content=question.body, headers=JSON) as response:
+            async with member.client.stream(method, question.path, content=question.body, headers=JSON) as response:
                 if response.status_code != 200:
                     await response.aread()
                     raise self._refused(member, response)
