@@ -11,11 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
+
+from opd.rollout import STUDENT, Problem, Rollout, Sampling, Visit, continued
 
 TOKEN = "a-token-for-tests-only"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "OPD_SERVE_TOKEN": TOKEN}
@@ -139,3 +143,25 @@ def state_folder(path: Path) -> dict[str, str]:
     """An environment whose token lies under `path`."""
     clean = {k: v for k, v in ENVIRONMENT.items() if k not in ("OPD_SERVE_TOKEN", "OPD_SERVE_TOKEN_FILE")}
     return {**clean, "XDG_STATE_HOME": str(path)}
+
+
+@contextmanager
+def through(server: Any, fault: Fault) -> Iterator[Proxy]:
+    """A proxy before a server, as long as it lasts."""
+    proxy = Proxy(server.url, fault)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+def written(student: Any, n: int = 3, problems: int = 3) -> list[Rollout]:
+    """Texts of the student, several for every prompt."""
+    found = []
+    for number in range(problems):
+        problem = Problem(f"p{number}", f"{number}2+{number + 3}1=")
+        prompt = student.render(problem.messages)
+        seeds = [[Visit(problem, 0, 0).seed(i) for i in range(n)]]
+        for piece in student.write([prompt], Sampling(max_new=9), seeds)[0]:
+            found.append(continued(prompt, piece, problem, Sampling(), STUDENT))
+    return found

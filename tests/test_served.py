@@ -7,14 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from safetensors.torch import load_file
-from serving import ENVIRONMENT, TOKEN, Proxy, Serve, blocks
+from serving import ENVIRONMENT, TOKEN, Serve, blocks, through, written
 
 from opd import Run, Settings
 from opd import cast as casting
@@ -23,7 +22,7 @@ from opd.cli.main import main
 from opd.errors import ModelError, SettingError, TeacherError, Unanswered
 from opd.loop import train
 from opd.protocols import Want
-from opd.rollout import STUDENT, Problem, Sampling, Visit, continued
+from opd.rollout import Sampling
 from opd.serve import wire
 from opd.teachers.served import Served
 
@@ -45,15 +44,6 @@ def server():
     assert served.url, served.lines
     yield served
     served.kill()
-
-
-@contextmanager
-def through(server, fault):
-    proxy = Proxy(server.url, fault)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
 
 
 def settings(teacher, **more):
@@ -78,18 +68,6 @@ def same(first, second):
 @pytest.fixture(scope="module")
 def undisturbed(server, tmp_path_factory):
     return trained(tmp_path_factory.mktemp("undisturbed") / "run", server.url)
-
-
-def written(student, n=3, problems=3):
-    """Texts of the student, several for every prompt."""
-    found = []
-    for number in range(problems):
-        problem = Problem(f"p{number}", f"{number}2+{number + 3}1=")
-        prompt = student.render(problem.messages)
-        seeds = [[Visit(problem, 0, 0).seed(i) for i in range(n)]]
-        for piece in student.write([prompt], Sampling(max_new=9), seeds)[0]:
-            found.append(continued(prompt, piece, problem, Sampling(), STUDENT))
-    return found
 
 
 # ---- the same loss

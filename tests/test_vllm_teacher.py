@@ -4,14 +4,13 @@ The server is a stand-in that speaks vLLM's JSON; `make test-vllm` asks a real o
 """
 
 import json
-from contextlib import contextmanager
 
 import models
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from serving import Proxy
+from serving import through, written
 from vllm_stand_in import StandIn
 
 from opd import Run, Settings
@@ -21,7 +20,7 @@ from opd.cli.main import main
 from opd.errors import ModelError, SettingError, TeacherError, Unanswered
 from opd.loop import train
 from opd.protocols import Want
-from opd.rollout import STUDENT, End, Problem, Sampling, Visit, continued
+from opd.rollout import STUDENT, End, Problem, Sampling, continued
 from opd.teachers.vllm import VLLMTeacher
 
 SMALL = {"steps": 4, "batch": 4, "lr": 1e-3, "max_new": 12, "eval_problems": 2, "drafts": 1, "doctor": "off"}
@@ -50,15 +49,6 @@ def another(folders):
     served = StandIn(folders["teacher"])
     yield served
     served.stop()
-
-
-@contextmanager
-def through(server, fault):
-    proxy = Proxy(server.url, fault)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
 
 
 def settings(folders, teacher="", **more):
@@ -96,18 +86,6 @@ def met(folders, url, patience=0.0):
     teacher = VLLMTeacher.of(f"vllm:{url}", student, 30.0, patience)
     casting.share_tokens(student, teacher)
     return teacher
-
-
-def written(student, n=3, problems=3):
-    found = []
-    for number in range(problems):
-        problem = Problem(f"p{number}", f"{number}2+{number + 3}1=")
-        prompt = student.render(problem.messages)
-        for piece in student.write([prompt], Sampling(max_new=9), [[Visit(problem, 0, 0).seed(i) for i in range(n)]])[
-            0
-        ]:
-            found.append(continued(prompt, piece, problem, Sampling(), STUDENT))
-    return found
 
 
 # ---- the same answers

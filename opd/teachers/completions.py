@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from opd.errors import Unanswered
 from opd.serve import bearer
-from opd.teachers.replicas import AGAIN, RESUME, SAME, Again, Question, Replica, Replicas, named, remedy_for, said_by
-
-if TYPE_CHECKING:
-    import httpx
+from opd.teachers.replicas import RESUME, Again, Question, Replica, Replicas, named
 
 JSON = {"content-type": "application/json"}
 
@@ -23,6 +20,7 @@ class Completions(Replicas):
     """Servers that take a question as JSON and answer it with one JSON object, which `ask` gives as the only block."""
 
     server: ClassVar[str] = "vLLM"
+    another: ClassVar[int] = 404  # it knows no model of that name
 
     def tried(self, path: str, body: Mapping[str, Any], of: Replica) -> tuple[int, Any]:
         """The status and the JSON of one server's answer, asked once: what it refuses says what it can."""
@@ -65,12 +63,3 @@ class Completions(Replicas):
             raise Again(named(error)) from None
         except ValueError:
             raise Again("an answer that is no JSON") from None
-
-    def _refused(self, member: Replica, response: httpx.Response) -> Exception:
-        said = said_by(response)
-        if response.status_code in AGAIN:
-            after = response.headers.get("retry-after", "")
-            return Again(f"{response.status_code} {said}", float(after) if after.isdecimal() else 0.0)
-        if response.status_code == 404:
-            return Unanswered(f"another model answers at {member.url} than when the run began ({said})", remedy=SAME)
-        return Unanswered(f"{member.url} refused a question: {said}", remedy=remedy_for(response))

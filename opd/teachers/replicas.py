@@ -100,6 +100,7 @@ class Replicas:
     in_flight: int = IN_FLIGHT  # questions per server at a time
     told: Counter[str] = field(default_factory=Counter[str])
     server: ClassVar[str] = "opd serve"
+    another: ClassVar[int] = 409  # the status by which a server says that it has another model
 
     def __post_init__(self) -> None:
         try:
@@ -259,7 +260,7 @@ class Replicas:
         if response.status_code in AGAIN:
             after = response.headers.get("retry-after", "")
             return Again(f"{response.status_code} {sentence}", float(after) if after.isdecimal() else 0.0)
-        if response.status_code == 409:
+        if response.status_code == self.another:
             return Unanswered(
                 f"another model answers at {member.url} than when the run began ({sentence})", remedy=SAME
             )

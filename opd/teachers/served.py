@@ -18,10 +18,11 @@ from opd.dist import HeadDist
 from opd.engines.answered import answered
 from opd.engines.hf_text import Speaker
 from opd.errors import ModelError, Unanswered
-from opd.protocols import Answer, Student, Want, resolve_layers
+from opd.protocols import Answer, Want, resolve_layers
 from opd.rollout import Array, Piece, Problem, Rollout, Sampling
 from opd.serve import identity, wire
 from opd.serve.wire import Block
+from opd.teachers.remote import Remote
 from opd.teachers.replicas import Question, Replica, Replicas
 
 KEPT = "weights", "head", "tokenizer", "vocab", "dtype"  # what makes a model that model
@@ -32,14 +33,12 @@ COARSE = 0.05
 SLACK = 2**16  # bytes of a block beside its numbers
 
 
-class Served(Speaker):
+class Served(Remote, Speaker):
     """Servers of one model, at least one. Reads and writes; the tokenizer and the head are fetched once.
 
     timeout: seconds without a sign of life after which a question is asked again; patience: seconds of trying after
     which the run stops. `vocab` is lowered where the student has fewer tokens, as for any model.
     """
-
-    live = False
 
     def __init__(
         self,
@@ -78,17 +77,6 @@ class Served(Speaker):
             "identity": {name: self.info[name] for name in KEPT}, "kind": "served",
             "addresses": list(self.replicas.urls), **told, "probe": self.gaps,
         }  # fmt: skip
-
-    def tell(self) -> dict[str, float]:
-        """What asking has cost since this was last told."""
-        return self.replicas.tell()
-
-    def give_up(self) -> None:
-        """What does not answer now is not asked again: somebody wants to stop."""
-        self.replicas.hurried = True
-
-    def follow(self, student: Student, step: int) -> None:
-        """It stays as it is."""
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

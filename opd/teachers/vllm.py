@@ -19,11 +19,12 @@ import torch
 
 from opd.dist import TopDist
 from opd.errors import TeacherError, Unanswered
-from opd.protocols import Answer, Student, Want
+from opd.protocols import Answer, Want
 from opd.rollout import Array, End, Message, Piece, Rollout, Sampling
 from opd.teachers import vllm_server
 from opd.teachers.completions import Completions
 from opd.teachers.prompt_logprobs import ENTRY, Malformed, rows_of
+from opd.teachers.remote import Remote
 from opd.teachers.replicas import RESUME, Question, Replica
 
 TOKENS, ENTRIES = 8192, 2**18  # of one question, and log-probs in its answer
@@ -33,14 +34,13 @@ SEEDS = 2**63  # what vLLM takes for a seed
 COMPLETIONS = "/v1/completions"
 
 
-class VLLMTeacher:
+class VLLMTeacher(Remote):
     """One model behind one or several addresses, for one student, whose token ids must mean the same to both.
 
     timeout and patience, in seconds, as for any server. Before the first question it is held to what it says, see
     `meet`. Every question carries one short text more, whose log-probs are known: another model is noticed at once.
     """
 
-    live = False
     can = frozenset({"chosen", "topk", "text"})
 
     def __init__(self, urls: Sequence[str], model: str, student: Any, timeout: float, patience: float) -> None:
@@ -82,17 +82,6 @@ class VLLMTeacher:
             "identity": {"model": self.server.model, "log-probs": known}, "kind": "vllm",
             "addresses": list(self.replicas.urls), "probe": self.gaps, **self.server.told(),
         }  # fmt: skip
-
-    def tell(self) -> dict[str, float]:
-        """What asking has cost since this was last told."""
-        return self.replicas.tell()
-
-    def give_up(self) -> None:
-        """What does not answer now is not asked again: somebody wants to stop."""
-        self.replicas.hurried = True
-
-    def follow(self, student: Student, step: int) -> None:
-        """It stays as it is."""
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from serving import Proxy
+from serving import Proxy, written
 from vllm_server import VLLM
 
 from opd import Run, Settings
@@ -17,7 +17,7 @@ from opd.cli.main import main
 from opd.errors import TeacherError, Unanswered
 from opd.loop import train
 from opd.protocols import Want
-from opd.rollout import STUDENT, TEACHER, Problem, Sampling, Visit, continued
+from opd.rollout import TEACHER, Problem, Sampling, continued
 from opd.teachers.vllm import VLLMTeacher
 
 SMALL = {"steps": 4, "batch": 8, "lr": 1e-3, "max_new": 12, "eval_problems": 2, "drafts": 1, "doctor": "off"}
@@ -39,18 +39,6 @@ def settings(student, teacher, **more):
 def losses(folder):
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
-
-
-def written(student, n=3):
-    found = []
-    for number in range(3):
-        problem = Problem(f"p{number}", f"{number}2+{number + 3}1=")
-        prompt = student.render(problem.messages)
-        for piece in student.write([prompt], Sampling(max_new=9), [[Visit(problem, 0, 0).seed(i) for i in range(n)]])[
-            0
-        ]:
-            found.append(continued(prompt, piece, problem, Sampling(), STUDENT))
-    return found
 
 
 FAMILIES = {
