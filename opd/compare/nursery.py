@@ -6,6 +6,7 @@ before the fork, so that a forked run has the bits of one that was started by it
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
@@ -37,6 +38,7 @@ class Nursery:
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment, start_new_session=True,
             )  # fmt: skip
         self.codes: dict[int, int] = {}  # by process
+        atexit.register(self.close)
 
     def start(self, words: Sequence[str], output: IO[bytes]) -> Forked:
         """`opd WORDS...` as a process of a session of its own, which keeps `output` open and writes there."""
@@ -50,6 +52,11 @@ class Nursery:
         while pid not in self.codes and (said := self._heard(socket.MSG_DONTWAIT)):
             self.codes |= {said["ended"]: said["code"]}
         return self.codes.get(pid)
+
+    def close(self) -> None:
+        """No more runs; those that are going on do so."""
+        self.line.close()
+        self.process.wait()
 
     def _heard(self, flags: int = 0) -> dict[str, int]:
         try:
