@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from opd.protocols import Student
-from opd.teachers.replicas import Replicas
 
 
 class Remote:
     """Answers of a model that stays as it is, from whoever of `replicas` is free."""
 
     live = False
-    replicas: Replicas
+    replicas: Any  # Replicas, of whatever kind
 
     def tell(self) -> dict[str, float]:
         """What asking has cost since this was last told."""
