@@ -14,9 +14,9 @@ from opd.cast import each
 from opd.checkpoint import write_text
 from opd.errors import ModelError
 from opd.protocols import Cast
+from opd.teachers.vllm_server import GAP
 
 FILE = "teachers.json"
-ROUNDING = 0.05  # nats in the mean
 
 
 def members(cast: Cast) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def check(folder: Path, cast: Cast, may_differ: bool) -> None:
 def _same(now: Any, then: Any) -> bool:
     """Log-probs of one text are computed anew each time, and may differ by rounding."""
     if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
-        return sum(abs(a - b) for a, b in zip(now, then, strict=True)) <= ROUNDING * len(now)
+        return sum(abs(a - b) for a, b in zip(now, then, strict=True)) <= GAP * len(now)
     return now == then
 
 

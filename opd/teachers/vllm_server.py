@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from opd.elsewhere import ROUNDING
 from opd.errors import ModelError, SettingError, Unanswered
 from opd.rollout import Array, Problem, Rollout
 from opd.teachers.completions import Completions
@@ -22,7 +21,7 @@ MANY = 10**9  # best tokens that no server gives, so that it says how many it do
 AT_ONCE = 2048  # ids spelled in one request
 PADDING = 1e-4  # of a distribution on ids that the student does not have, at most
 SAMPLED = 32  # of these ids are looked at
-GAP = ROUNDING  # over a text: far less than between two models
+GAP = 0.05  # nats per token by which rounding may change an answer: far less than between two models
 SHARED = 512  # tokens that two texts of the probe have in common, or what fits: several blocks of a prefix cache
 Ask = Callable[[Sequence[Rollout], Replica], list[Array]]  # [n] log-probs of each text, by one server
 
