@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -74,7 +73,7 @@ class VLLM:
     def __init__(self, url: str, timeout: float = 600.0, patience: float = 300.0) -> None:
         url = url.strip().rstrip("/")
         self.requests = Requests([url], timeout, patience, in_flight=IN_FLIGHT)
-        self.told, self.numbers = Counter[str](), dict[str, float]()
+        self.numbers = dict[str, float]()  # of the last push
         try:
             (model,) = self.requests.get("/v1/models")[0]["data"]
             self.name, self.root, self.context = str(model["id"]), str(model["root"]), int(model["max_model_len"])
@@ -102,8 +101,7 @@ class VLLM:
 
     def tell(self) -> dict[str, float]:
         """What asking and pushing has cost since this was last told."""
-        counts = Counter(self.requests.counts)
-        new, self.told = {name: float(n - self.told[name]) for name, n in counts.items()}, counts
+        new = self.requests.spent()
         numbers, self.numbers = self.numbers, {}
         costs = {f"sampler.{name}": new.get(name, 0.0) for name in ("requests", "retries", "seconds")}
         return {**costs, **numbers}

@@ -124,10 +124,15 @@ class Replicas:
         """Servers that did not answer when they were last asked."""
         return sum(member.failures > 0 for member in self.members)
 
+    def spent(self) -> dict[str, float]:
+        """By how much every count has grown since this was last asked."""
+        counts = Counter(self.counts)
+        new, self.told = {name: float(n - self.told[name]) for name, n in counts.items()}, counts
+        return new
+
     def tell(self) -> dict[str, float]:
         """What asking has cost since this was last told."""
-        counts = Counter(self.counts)
-        new, self.told = {f"served.{name}": float(n - self.told[name]) for name, n in counts.items()}, counts
+        new = {f"served.{name}": cost for name, cost in self.spent().items()}
         quiet = {f"served.{name}": 0.0 for name in ("requests", "retries", "bytes.sent", "bytes.received", "seconds")}
         return quiet | new | {"served.left_out": float(self.left_out)}
 
