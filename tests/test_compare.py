@@ -25,7 +25,7 @@ from opd.compare.curves import mean
 from opd.compare.outcome import look
 from opd.compare.plan import TUNING_SEED, Entrant
 from opd.compare.pool import EVERY, Pool, command, log_of, nursery, words
-from opd.compare.tuning import choose, rates
+from opd.compare.tuning import better, choose, rates
 from opd.compare.watching import Pace
 from opd.errors import SettingError
 from opd.examined import examined, split
@@ -59,6 +59,8 @@ REFUSED = [
     (["sft"], ["--tune", "lr=1e-3,-1"], "expected a number above 0"),
     (["sft"], ["--tune", "lr=1e-3,1e-3"], "tried twice"),
     (["sft"], ["--tune", "lr=1e-3", "--lr", "1"], "given together"),
+    (["sft"], ["--tuning-seeds", "3"], "without rates to choose from"),
+    (["sft"], ["--tune", "lr=1e-3", "--tuning-seeds", "0"], "tuning seeds"),
     (["sft", "gkd"], ["--baseline", "sfd"], "one of sft, gkd"),
     (["sft"], ["--seed", "3"], "no option '--seed'"),
     ([], [], "needs methods"),
@@ -227,6 +229,43 @@ def test_a_rate_is_chosen_by_what_the_comparison_is_about(tmp_path):
     graded = runs[0].summary["student_after"]["greedy"]
     graded["grade"] = -1.0
     assert rates(choose(runs, "greedy"))["sft"] == 1e-2 and rates(choose(runs))["sft"] == 1e-3
+
+
+def test_the_better_half_of_the_rates_is_tried_with_more_seeds_and_their_means_decide(tmp_path):
+    made = contest(tmp_path, "sft", seeds=1, rates=(1e-3, 3e-3, 1e-2, 3e-2), tuning_seeds=3)
+    first = made.tuning(20)
+    for trial, accuracy in zip(first, (0.5, 0.6, 0.7, 0.2), strict=True):
+        finish(trial, accuracy, 0.5)
+    once = [look(trial, {}) for trial in first]
+    assert better(once, "sampled") == {"sft": [1e-2, 3e-3]} and rates(choose(once)) == {"sft": 1e-2}
+    again = made.tuning_again(better(once, "sampled"), 20)
+    assert [(trial.lr, trial.seed - TUNING_SEED) for trial in again] == [(1e-2, 1), (3e-3, 1), (1e-2, 2), (3e-3, 2)]
+    for trial, accuracy in zip(again, (0.0, 0.4, 0.1, 0.4), strict=True):
+        finish(trial, accuracy, 0.5)
+    tried = choose([*once, *(look(trial, {}) for trial in again)])
+    assert rates(tried) == {"sft": 3e-3}  # 1e-3 had more with its one seed
+    assert [one.seeds for one in tried] == [1, 3, 3, 1]
+    assert tried[1].accuracy == pytest.approx((0.6 + 0.4 + 0.4) / 3, abs=0.03)
+    assert made.most_runs == 4 + 4 + 1
+
+
+def test_a_rate_that_breaks_with_another_tuning_seed_is_not_chosen(tmp_path):
+    made = contest(tmp_path, "sft", seeds=1, rates=(1e-3, 1e-2), tuning_seeds=2)
+    first = made.tuning(20)
+    for trial, accuracy in zip(first, (0.3, 0.9), strict=True):
+        finish(trial, accuracy, 0.5)
+    once = [look(trial, {}) for trial in first]
+    low, high = sorted(made.tuning_again(better(once, "sampled"), 20), key=lambda trial: trial.lr)
+    finish(low, 0.3, 0.5)
+    tried = choose([*once, look(low, {}), look(high, {high.folder: "not finite"})])
+    assert rates(tried) == {"sft": 1e-3} and tried[1].error == "tuning seed 1: not finite"
+
+
+def test_more_tuning_seeds_leave_the_runs_that_are_there_as_they_are(tmp_path):
+    folders = [
+        [t.folder for t in contest(tmp_path, "sft", seeds=1, rates=(1e-3,), tuning_seeds=n).tuning(20)] for n in (1, 3)
+    ]
+    assert folders[0] == folders[1]
 
 
 def test_means_of_curves_of_different_lengths_end_at_their_ends():

@@ -19,6 +19,7 @@ from opd.compare import course
 from opd.compare.plan import GOALS, Contest, Entrant
 from opd.compare.pool import Onlooker
 
+TUNING_SEEDS = 3  # one leaves a rate to luck: of two equally good ones the verdict may hang on which was taken
 MADE = ("student", "teacher", "reference", "task")  # settings in which made:NAME stands for a folder
 
 
@@ -60,4 +61,4 @@ def contest_of(case: Case, seeds: int, out: Path, made: Callable[[str], str], co
     entrants = tuple(Entrant.of(word) for word in [case.method, *rivals(case)])
     shared = {name: made(value) if name in MADE else value for name, value in case.settings.items()}
     goal = case.measure if case.measure in GOALS else "sampled"
-    return Contest(entrants, shared, out, seeds, case.rates, case.baseline, goal, common)
+    return Contest(entrants, shared, out, seeds, case.rates, case.baseline, goal, common, TUNING_SEEDS)

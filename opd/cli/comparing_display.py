@@ -100,7 +100,7 @@ def seen(trial: Trial) -> str:
 
 def onlooker(contest: Contest, jobs: int) -> Lines:
     """Bars where somebody looks, lines where not."""
-    total = len(contest.entrants) * (contest.seeds + len(contest.rates))
+    total = contest.most_runs
     console = Console(highlight=False)
     is_watched = sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
     return Bars(console, total, jobs) if is_watched else Lines(total, jobs)

@@ -38,7 +38,11 @@ class Comparison:
             "baseline": contest.reference.label,
             "methods": [asdict(entrant) for entrant in contest.entrants],
             "problems": self.field.problems,
-            "tuning": {"problems": self.aside, "seed": TUNING_SEED, "tried": [asdict(one) for one in self.tried]},
+            "tuning": {
+                "problems": self.aside,
+                "seeds": [TUNING_SEED + seed for seed in range(contest.tuning_seeds)],
+                "tried": [asdict(one) for one in self.tried],
+            },
             "table": [asdict(line) for line in self.lines],
             "differences": [asdict(one) for one in self.differences],
             "verdicts": self.verdicts,

@@ -3,48 +3,53 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from opd import report
 from opd.checkpoint import write_text
 from opd.compare import check, page, verdicts
 from opd.compare.comparison import Comparison
-from opd.compare.outcome import Difference, Field, Line, Measure, look
+from opd.compare.outcome import Difference, Field, Line, Measure, Ran, look
 from opd.compare.plan import Contest, Trial
 from opd.compare.pool import Onlooker, Pool, is_finished
-from opd.compare.tuning import Tried, choose, rates
+from opd.compare.tuning import Tried, better, choose, rates
 from opd.run import Stopped
 
 
 def compare(contest: Contest, jobs: int, onlooker: Onlooker) -> Comparison:
     """Runs whatever is not done yet and writes comparison.json and comparison.html; raises Stopped after Ctrl-C."""
     aside = check.check(contest)
-    tuning = contest.tuning(aside)
-    check.check_folders([*tuning, *possible(contest, aside)])
+    check.check_folders([*contest.tuning(aside), *possible(contest, aside)])
     contest.out.mkdir(parents=True, exist_ok=True)
-    errors = finish(tuning, jobs, onlooker)
-    tried = choose([look(trial, errors) for trial in tuning], contest.goal)
+    tried = choose(tuned(contest, aside, jobs, onlooker), contest.goal)
     own = rates(tried) if contest.rates else {e.label: contest.settings(e).lr for e in contest.entrants}
-    reported = contest.reported(own, aside)
-    errors = finish(reported, jobs, onlooker)
-    comparison = concluded(contest, Field(tuple(look(trial, errors) for trial in reported)), tried, aside)
+    field = Field(tuple(finish(contest.reported(own, aside), jobs, onlooker)))
+    comparison = concluded(contest, field, tried, aside)
     write(comparison)
     return comparison
 
 
 def possible(contest: Contest, aside: int) -> list[Trial]:
-    """Every reported trial that tuning could lead to."""
+    """Every further trial that the first could lead to."""
     grid = contest.rates or (contest.settings(contest.entrants[0]).lr,)
-    return [trial for rate in grid for trial in contest.reported({e.label: rate for e in contest.entrants}, aside)]
+    reported = [t for rate in grid for t in contest.reported({e.label: rate for e in contest.entrants}, aside)]
+    return [*contest.tuning_again({e.label: list(contest.rates) for e in contest.entrants}, aside), *reported]
 
 
-def finish(trials: list[Trial], jobs: int, onlooker: Onlooker) -> dict[Path, str]:
-    """Brings trials to their end and gives what broke."""
+def tuned(contest: Contest, aside: int, jobs: int, onlooker: Onlooker) -> list[Ran]:
+    """Every rate with one seed; where there are more tuning seeds, the better ones with all of them."""
+    first = finish(contest.tuning(aside), jobs, onlooker)
+    if contest.tuning_seeds == 1:
+        return first
+    return [*first, *finish(contest.tuning_again(better(first, contest.goal), aside), jobs, onlooker)]
+
+
+def finish(trials: list[Trial], jobs: int, onlooker: Onlooker) -> list[Ran]:
+    """Brings trials to their end, and looks at them."""
     pool = Pool(jobs, onlooker)
     pool.run(trials)
     if pool.stopping:
         raise Stopped
-    return pool.errors
+    return [look(trial, pool.errors) for trial in trials]
 
 
 def concluded(contest: Contest, field: Field, tried: list[Tried], aside: int) -> Comparison:

@@ -18,7 +18,7 @@ from opd.settings import Settings, checked_parameters
 
 Goal = Literal["sampled", "greedy", "reverse_kl"]  # what a learning rate is chosen by
 GOALS: tuple[Goal, ...] = get_args(Goal)
-TUNING_SEED = 1_000_000  # of the runs that choose a learning rate; no reported run has it
+TUNING_SEED = 1_000_000  # from here on, of the runs that choose a learning rate; no reported run has one of them
 UNREPORTED: dict[str, Any] = {"eval_on": "tuning", "drafts": 0, "eval_every": 0}  # settings of those runs
 
 
@@ -72,7 +72,8 @@ class Trial:
 
     @property
     def name(self) -> str:
-        seed = "" if self.seed == TUNING_SEED else f", seed {self.seed}"
+        tuning = self.seed - TUNING_SEED
+        seed = f", seed {self.seed}" if tuning < 0 else f", tuning seed {tuning}" if tuning else ""
         return f"{self.entrant.label}, lr {self.lr:g}{seed}"
 
 
@@ -88,10 +89,12 @@ class Contest:
     baseline: str = ""  # label or method; the first entrant if empty
     goal: Goal = "sampled"
     common: Path | None = None  # a folder of runs that several comparisons share; none: everything is in `out`
+    tuning_seeds: int = 1  # with which the better rates are tried, see `tuning_again`
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise SettingError("seeds", got=self.seeds, expected="at least 1")
+        for name, seeds in (("seeds", self.seeds), ("tuning seeds", self.tuning_seeds)):
+            if seeds < 1:
+                raise SettingError(name, got=seeds, expected="at least 1")
         if not self.entrants:
             raise SettingError("nothing to compare", got="no method", remedy="For example opd compare sft gkd:lam=1")
         check_apart(self.entrants)
@@ -120,12 +123,23 @@ class Contest:
         asked = settings.reference and REFERENCE in settings.build_method().roles
         return settings if asked else settings.model_copy(update={"reference": ""})
 
+    @property
+    def most_runs(self) -> int:
+        """How many runs it takes, where every rate comes to its end."""
+        again = (self.tuning_seeds - 1) * finalists(len(self.rates))
+        return len(self.entrants) * (self.seeds + len(self.rates) + again)
+
     def tuning(self, aside: int) -> list[Trial]:
         """One trial per method and rate, examined on `aside` problems that nothing else is examined on."""
+        return [self._tuning(e, rate, 0, aside) for e in self.entrants for rate in self.rates]
+
+    def tuning_again(self, better: dict[str, list[float]], aside: int) -> list[Trial]:
+        """The better rates of every method (by label) with all other tuning seeds: what one seed says is half luck."""
         return [
-            self._trial(e, rate, TUNING_SEED, "tuning", tuning_problems=aside, **UNREPORTED)
+            self._tuning(e, rate, seed, aside)
+            for seed in range(1, self.tuning_seeds)
             for e in self.entrants
-            for rate in self.rates
+            for rate in better.get(e.label, ())
         ]
 
     def reported(self, rates: dict[str, float], aside: int) -> list[Trial]:
@@ -137,11 +151,19 @@ class Contest:
             if e.label in rates
         ]
 
+    def _tuning(self, entrant: Entrant, rate: float, seed: int, aside: int) -> Trial:
+        return self._trial(entrant, rate, TUNING_SEED + seed, "tuning", tuning_problems=aside, **UNREPORTED)
+
     def _trial(self, entrant: Entrant, rate: float, seed: int, where: str, **more: Any) -> Trial:
         end = "" if seed == TUNING_SEED else f"-seed{seed}"
         name, settings = f"{entrant.slug}-lr{rate:g}{end}", self.settings(entrant, lr=rate, seed=seed, **more)
         folder = self.common / f"{name}-{digest(settings)}" if self.common else self.out / where / name
         return Trial(entrant, rate, seed, settings.model_copy(update={"out": str(folder)}))
+
+
+def finalists(rates: int) -> int:
+    """How many of so many rates are tried with more seeds: the better half, two at least, none where there is one."""
+    return max(2, -(-rates // 2)) if rates > 1 else 0
 
 
 def digest(settings: Settings) -> str:

@@ -77,11 +77,12 @@ def tried(comparison: Comparison) -> Table:
     title = f"Learning rates, chosen by {goal} on {comparison.aside} problems that nothing above is about"
     table = Table(title=said(title, comparison.field.task), title_justify="left")
     table.add_column("")
-    for name in ("lr", "sampled %", "greedy %", "reverse KL"):
+    for name in ("lr", "seeds", "sampled %", "greedy %", "reverse KL"):
         table.add_column(name, justify="right")
     table.add_column("")
     for one in comparison.tried:
         shares = ["" if share is None else f"{100 * share:.1f}" for share in (one.accuracy, one.greedy)]
         kl = "" if one.reverse_kl is None else f"{one.reverse_kl:.3f}"
-        table.add_row(one.label, f"{one.lr:g}", *shares, kl, one.error or ("chosen" if one.is_chosen else ""))
+        last = one.error or ("chosen" if one.is_chosen else "")
+        table.add_row(one.label, f"{one.lr:g}", str(one.seeds), *shares, kl, last)
     return table

@@ -1,18 +1,24 @@
-"""Which learning rate each method gets: the one that does best on problems that no reported number is about."""
+"""Which learning rate each method gets: the one that does best on problems that no reported number is about.
+
+Every rate is tried with one seed. The better half of a method's rates may then be tried with more, and their means
+decide (successive halving, as in arXiv 1502.07943).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
 
 from opd.compare.outcome import Ran
-from opd.compare.plan import Goal
+from opd.compare.plan import TUNING_SEED, Goal, finalists
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One method at one rate, with one seed."""
+    """One method at one rate: means over `seeds` runs, all at their end unless there is an error."""
 
     label: str
     lr: float
@@ -20,15 +26,25 @@ class Tried:
     greedy: float | None
     reverse_kl: float | None
     error: str = ""
+    seeds: int = 1
     is_chosen: bool = False
 
 
 def choose(runs: Sequence[Ran], goal: Goal = "sampled") -> list[Tried]:
     """Everything that was tried; of every method, the best by `goal` is marked if any rate came to its end."""
-    tried = [_tried(run) for run in runs]
-    merit = lambda one: _merit(one, goal)
-    best = {label: max((one for one in tried if one.label == label), key=merit) for label in {t.label for t in tried}}
+    tried = _tried(runs)
+    best = {label: max(_of(tried, label), key=lambda one: _merit(one, goal)) for label in _labels(tried)}
     return [replace(one, is_chosen=one is best[one.label] and not one.error) for one in tried]
+
+
+def better(runs: Sequence[Ran], goal: Goal) -> dict[str, list[float]]:
+    """By label the better half of the rates, best first; nothing where that leaves no choice."""
+    tried, found = _tried(runs), dict[str, list[float]]()
+    for label in _labels(tried):
+        ranked = sorted(_of(tried, label), key=lambda one: _merit(one, goal), reverse=True)
+        kept = [one.lr for one in ranked[: finalists(len(ranked))] if not one.error]
+        found[label] = kept if len(kept) > 1 else []
+    return found
 
 
 def rates(tried: Sequence[Tried]) -> dict[str, float]:
@@ -36,18 +52,40 @@ def rates(tried: Sequence[Tried]) -> dict[str, float]:
     return {one.label: one.lr for one in tried if one.is_chosen}
 
 
-def _tried(run: Ran) -> Tried:
-    label, lr = run.trial.entrant.label, run.trial.lr
-    if run.error:
-        return Tried(label, lr, None, None, None, run.error)
-    after = run.summary["student_after"]
-    greedy, kl = after["greedy"], after["kl"]
-    return Tried(label, lr, after["sampled"]["grade"], greedy and greedy["grade"], kl["per_token"] if kl else None)
+def _labels(tried: Sequence[Tried]) -> list[str]:
+    return list(dict.fromkeys(one.label for one in tried))
 
 
-def _merit(one: Tried, goal: Goal) -> tuple[bool, float, float, float]:
-    """The goal, then reverse KL, then the smaller rate; what broke comes last."""
+def _of(tried: Sequence[Tried], label: str) -> list[Tried]:
+    return [one for one in tried if one.label == label]
+
+
+def _tried(runs: Sequence[Ran]) -> list[Tried]:
+    """By method and rate, in the order of the first seed."""
+    kinds = dict.fromkeys((run.trial.entrant.label, run.trial.lr) for run in runs)
+    return [_mean([run for run in runs if (run.trial.entrant.label, run.trial.lr) == kind]) for kind in kinds]
+
+
+def _mean(runs: Sequence[Ran]) -> Tried:
+    label, lr = runs[0].trial.entrant.label, runs[0].trial.lr
+    if broken := [run for run in runs if run.error]:
+        seed = broken[0].trial.seed - TUNING_SEED
+        error = f"tuning seed {seed}: {broken[0].error}" if seed else broken[0].error
+        return Tried(label, lr, None, None, None, error, len(runs))
+    after: list[dict[str, Any]] = [run.summary["student_after"] for run in runs]
+    greedy = [one["greedy"]["grade"] for one in after if one["greedy"]]
+    kl = [one["kl"]["per_token"] for one in after if one["kl"]]
+    accuracy = fmean(one["sampled"]["grade"] for one in after)
+    return Tried(label, lr, accuracy, _all(greedy, runs), _all(kl, runs), "", len(runs))
+
+
+def _all(values: Sequence[float], runs: Sequence[Ran]) -> float | None:
+    return fmean(values) if len(values) == len(runs) else None
+
+
+def _merit(one: Tried, goal: Goal) -> tuple[bool, int, float, float, float]:
+    """Seeds, then the goal, then reverse KL, then the smaller rate; what broke comes last."""
     closeness = -one.reverse_kl if one.reverse_kl is not None else -math.inf
     accuracy = one.greedy if goal == "greedy" else one.accuracy
     first = closeness if goal == "reverse_kl" else accuracy or 0.0
-    return not one.error, first, closeness, -one.lr
+    return not one.error, one.seeds, first, closeness, -one.lr
