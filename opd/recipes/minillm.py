@@ -10,17 +10,21 @@ p~ = mix q + (1-mix) pi draws every token; r_n is the single weight w_n of the t
 over the text. A_n is the log-ratio (log q - log pi) / scaling, cut to +-bound (metric reward.cut), summed with gamma
 from n on, divided by the number of tokens left and whitened over the batch. The second term is the exact KL of one step
 over the whole vocabulary. The published batch is 256 answers for 4 epochs, after supervised training of the student.
+The third term of the paper keeps the student a language model on a pre-training corpus: --corpus FILE adds one window
+of plain text per problem, half cross-entropy and half distillation as released (the paper's equation has the first).
 
-Differs: the term on a pre-training corpus (0.5 language modelling + 0.5 distillation) is left out, since a run has no
-such corpus. Defaults are the released code's; there a token's own reward counts in A_n although the second term holds
-it already: `own=false` counts only what follows, as in the paper's derivation. Whitening sees no padding. At mix 0.2 a
-weight is at most 1.25, so that PPO's clip at 1.2 also cuts tokens that the mixture alone made rare.
+Differs: without --corpus, the default since a run knows no corpus of its own, the third term is left out; with it, a
+batch's windows serve all its updates. Defaults are the released code's; there a token's own reward counts in A_n
+although the second term holds it already: `own=false` counts only what follows, as in the paper's derivation. Whitening
+sees no padding. At mix 0.2 a weight is at most 1.25, so that PPO's clip at 1.2 also cuts tokens that the mixture alone
+made rare.
 Uncertain: the paper weights its one-step term by w_n, the released code does not, and neither do we.
 """
 
 from opd import maths
 from opd.errors import require
 from opd.method import Ask, Method, Term, Updates, chain
+from opd.parts.corpus import Aside, WithCorpus, on_corpus
 from opd.parts.credit import Bounded, LogRatio, MeanToGo
 from opd.parts.groups import Whitened
 from opd.parts.losses import Everywhere, PolicyGradient
@@ -39,6 +43,9 @@ def minillm(
     gamma: float = 0.95,
     own: bool = True,
     single: float = 1.0,
+    corpus: str = "",
+    window: int = 512,
+    distilled: float = 0.5,
     clip: float = 0.2,
     epochs: int = 4,
     n: int = 1,
@@ -52,6 +59,9 @@ def minillm(
     gamma: discount of later log-ratios
     own: a token's own log-ratio counts in its advantage
     single: weight of the exact KL of one step
+    corpus: a file of plain text, or JSON lines with a column text, of which the student stays a model; none if empty
+    window: tokens of one piece of the corpus
+    distilled: share of the teacher's distribution in what is learned from the corpus; the rest is cross-entropy
     clip: PPO's clip range around weight 1
     epochs: updates per batch
     n: answers per prompt
@@ -61,12 +71,15 @@ def minillm(
     require(0 <= mix <= 1, "the teacher's share of the mixture (mix)", got=mix, expected="a number in [0, 1]")
     require(scaling > 0, "what rewards are divided by (scaling)", got=scaling, expected="more than 0")
     require(clip > 0, "PPO's clip range", got=clip, expected="more than 0")
+    turns = TakeTurns(mix, n, Sampling(temperature=temperature))
     step = {"single": Term(Everywhere(maths.reverse_kl), named(mean), single)} if single else {}
+    plain = on_corpus(distilled, named(mean)) if corpus else {}
+    terms = {"later": Term(PolicyGradient(clip, "behaviour"), named(mean)), **step, **plain}
     return Method(
-        sample=TakeTurns(mix, n, Sampling(temperature=temperature)),
-        teach=(Ask("teacher", "teacher", Want(chosen=True, dist=single != 0)),),
-        credit=chain(LogRatio(scale=1 / scaling), Bounded(bound), MeanToGo(gamma, own), Whitened()),
-        terms={"later": Term(PolicyGradient(clip, "behaviour"), named(mean)), **step},
+        sample=WithCorpus(corpus, window, fresh=turns) if corpus else turns,
+        teach=(Ask("teacher", "teacher", Want(chosen=True, dist=bool(step) or "soft" in plain)),),
+        credit=chain(Aside(), LogRatio(scale=1 / scaling), Bounded(bound), MeanToGo(gamma, own), Whitened()),
+        terms=terms,
         updates=Updates(epochs),
         lookup=(Clipped(clip, clip, "behaviour"), Noted(("reward.cut",))),
     )
