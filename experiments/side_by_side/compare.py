@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.realizability.tasks import KINDS
+from experiments.side_by_side.costs import Costs
 from experiments.side_by_side.models import pair
 from opd import contract, recipes
 from opd.checkpoint import write_text
@@ -36,14 +37,16 @@ Values = dict[str, Any]
 STEPS, ANSWERS = 60, 64
 RATES = (1e-3, 3e-3, 1e-2)
 SHARED: Values = {"steps": STEPS, "schedule": "linear", "eval_problems": 256, "drafts": 0}
-COSTS = {"tokens": "tokens", "teacher tokens": "teacher_tokens", "seconds": "seconds", "MiB": "memory"}
+COSTS = {"tokens": "tokens", "teacher tokens": "teacher_tokens", "MiB": "memory"}
 SHOWN = ("sampled", "greedy", "reverse_kl", *COSTS.values())
+WORDS = {"representation": "representation:bridge=8"}  # these models differ in their width
 EMBEDDED = "embedded"
 TASKS = (EMBEDDED, *KINDS)
 HEAD = """Every method with its published defaults, {steps} batches of {answers} answers, the best of one grid of rates,
 {seeds} seeds: share of sampled answers that are right, mean and 95 % interval. *embedded*: the sums of the package;
-*countdown* and *sums*: of reasoning_gym. Tokens learned from, tokens that teachers read or wrote, seconds of one core
-and peak memory are those of the first task. A method whose teacher is a copy of the student never sees the teacher.
+*countdown* and *sums*: of reasoning_gym. Tokens learned from, tokens that teachers read or wrote, peak memory and
+seconds of one core per batch are those of the first task; the rate was chosen by one run each. A method whose teacher
+is a copy of the student never sees the teacher, and one that needs references or a verifier alone never asks it.
 Made by `python -m experiments.side_by_side.compare`.
 """
 
@@ -64,14 +67,15 @@ def contest(name: str, task: str, out: Path, seeds: int, rates: Sequence[float])
     shared = SHARED | settings_of(task, out) | {"batch": max(1, ANSWERS // own.get("n", 1))}
     if "teacher" in method.casting:
         del shared["teacher"]
-    return Contest((Entrant.of(name),), shared, out / "side_by_side" / task / name, seeds, rates, common=out / "runs")
+    entrant = Entrant.of(WORDS.get(name, name))
+    return Contest((entrant,), shared, out / "side_by_side" / task / name, seeds, rates, common=out / "runs")
 
 
-def tried(name: str, task: str, out: Path, seeds: int, rates: Sequence[float], jobs: int) -> Values:
+def tried(contest: Contest, name: str, task: str, jobs: int) -> Values:
     """What came out of one method on one task, or the sentence that refused it."""
     row: Values = {"name": name, "task": task, "lines": {}, "errors": ()}
     try:
-        found = course.compare(contest(name, task, out, seeds, rates), jobs, Lines(len(rates) + seeds, jobs))
+        found = course.compare(contest, jobs, Lines(contest.most_runs, jobs))
     except OpdError as error:
         return row | {"refused": str(error)}
     lines = {line.role: line for line in found.lines}
@@ -86,10 +90,10 @@ def document(rows: Sequence[Values], seeds: int) -> str:
     """One line per method: sampled accuracy on every task, its costs on the first, its needs, when to use it."""
     by = {(row["name"], row["task"]): row for row in rows}
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
-    heads = ["method", *(f"{task}, % right" for task in tasks), *COSTS, "needs", "when to use it"]
+    heads = ["method", *(f"{task}, % right" for task in tasks), *COSTS, "s per batch", "needs", "when to use it"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for role, words in (("before", "*the student before*"), ("teacher", "*the teacher*")):
-        cells = [edge(rows, task, role) for task in tasks] + [""] * (len(COSTS) + 2)
+        cells = [edge(rows, task, role) for task in tasks] + [""] * (len(COSTS) + 3)
         lines.append(f"| {words} | {' | '.join(cells)} |")
     for name in dict.fromkeys(row["name"] for row in rows):
         cells = [result(by.get((name, task))) for task in tasks] + costs(by.get((name, tasks[0])))
@@ -118,8 +122,11 @@ def percent(numbers: Values) -> str:
 
 
 def costs(row: Values | None) -> list[str]:
+    """The cells of COSTS, and the seconds."""
     numbers = row["lines"].get("method", {}) if row else {}
-    return [f"{numbers[one]['value']:,.0f}" if one in numbers else "" for one in COSTS.values()]
+    cells = [f"{numbers[one]['value']:,.0f}" if one in numbers else "" for one in COSTS.values()]
+    seconds = row.get("batch_seconds") if row else None
+    return [*cells, "" if seconds is None else f"{seconds:.2f}"]
 
 
 def needs(name: str) -> list[str]:
@@ -139,14 +146,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     hush()
-    rows = list[Values]()
+    rows, clock = list[Values](), Costs(args.out / "side_by_side_costs.json")
     for task in args.tasks:
         for name in args.methods:
             print(f"{task}: {name}", flush=True)
+            one = contest(name, task, args.out, args.seeds, args.rates)
             try:
-                rows.append(tried(name, task, args.out, args.seeds, args.rates, args.jobs))
+                rows.append(tried(one, name, task, args.jobs))
             except Stopped:
                 raise SystemExit("stopped; the same command goes on from there") from None
+            if task == args.tasks[0] and "refused" not in rows[-1]:
+                rows[-1]["batch_seconds"] = clock.of(name, one.settings(one.entrants[0], lr=args.rates[0]))
             write_text(args.out / "side_by_side.json", json.dumps(rows, indent=1))
             write_text(args.out / "side_by_side.md", document(rows, args.seeds))
 

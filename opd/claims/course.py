@@ -44,6 +44,7 @@ def reproduce(
     result = {
         "method": method,
         "seeds": seeds,
+        "tuning_seeds": TUNING_SEEDS,
         "verdict": concluded(outcomes),
         **claim.model_dump(mode="json", exclude={"case"}),
         "cases": [asdict(one) | {"case": one.case.model_dump(mode="json"), "holds": one.holds} for one in outcomes],

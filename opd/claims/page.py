@@ -15,10 +15,10 @@ HEAD = """# Methods: what their papers claim, and what is seen here
 Each claim is tried on a small task made for it: the method against its own baseline, and where these make sense
 against two common methods and a control that has the same numbers on the wrong tokens. Every method gets the best
 learning rate of one grid, chosen on problems that no number here is about: all rates with one seed, then the better
-half with three. That choice keeps some noise, which no interval holds. **Shown** means better than baseline *and*
-control by more than a 95 % interval leaves open; where the best rate is the end of its grid, a better one may lie
-beyond. A claim that is not shown at this size may hold at another; one with fewer than five seeds is provisional.
-What each method is, and what is uncertain about it: `opd show METHOD`.
+half with three where the table says so. That choice keeps some noise, which no interval holds. **Shown** means better
+than baseline *and* control by more than a 95 % interval leaves open, corrected for no number of claims; where the best
+rate is the end of its grid, a better one may lie beyond. A claim that is not shown at this size may hold at another;
+one with fewer than five seeds is provisional. What each method is, and what is uncertain about it: `opd show METHOD`.
 Written by `opd reproduce --page docs/methods.md`.
 
 """
@@ -87,9 +87,11 @@ def number(interval: Mapping[str, Any], scale: float, signed: bool = False) -> s
 
 def document(found: Sequence[Mapping[str, Any]], side_by_side: str, pictures: str) -> str:
     """All sections with their drawings (in folder `pictures`), after the verdicts and a table of all methods."""
-    head = "## Claims\n\n| method | its claim | verdict | seeds |\n|---|---|---|---|\n"
+    head = "## Claims\n\n| method | its claim | verdict | seeds | for the rate |\n|---|---|---|---|---|\n"
     rows = "".join(
-        f"| [`{r['method']}`](#{r['method']}) | {r['says']} | {r['verdict']} | {r['seeds']} |\n" for r in found
+        f"| [`{r['method']}`](#{r['method']}) | {r['says']} | {r['verdict']} | {r['seeds']} "
+        f"| {r.get('tuning_seeds', 1)} |\n"
+        for r in found
     )
     table = f"## Side by side\n\n{side_by_side}\n" if side_by_side else ""
     drawn = (f"{section(r)}\n![The same numbers, drawn]({pictures}/{r['method']}.svg)\n" for r in found)
