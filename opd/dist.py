@@ -226,9 +226,9 @@ class TableDist:
 
 @dataclass
 class TopDist:
-    """What a teacher that answers with its K best tokens told us: ids and log-probs [N, K], maybe the decided token's.
+    """What is known of K tokens, ids and log-probs [N, K], and maybe of the decided one: its best, or those we named.
 
-    Questions outside the store are errors, never a guess.
+    Best come first, in the eyes of whoever chose them. Questions outside the store are errors, never a guess.
     """
 
     ids: Tensor

@@ -39,8 +39,9 @@ def unchanged(rows: Rows) -> Rows:
 class Ask:
     """One question to one reader about every row, under one view; its answer becomes the column `into`.
 
-    `into` holds the distributions; `into.chosen`, `into.gathered` and `into.label` what was asked for by row;
-    `into.values` [N, V] and `into.value` [N] what the teacher expects to be earned.
+    `into` holds the distributions, as far as they were asked for: whole, the best tokens, or those that were named;
+    `into.chosen`, `into.gathered` and `into.label` what was asked for by row; `into.values` [N, V] and `into.value` [N]
+    what the teacher expects to be earned.
 
     Rows that the view shows nothing of lose `keep`; where the ask is `optional` they keep it, the boolean column
     `into.shown` is false there, numbers are nan and distributions mean nothing.

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opd.dist import Dist
+from opd.dist import Dist, TopDist
 from opd.errors import AlignmentError, MethodError, TeacherError
 from opd.labels import labels
 from opd.method import Ask, Method, View
@@ -76,19 +77,28 @@ def check_capabilities(method: Method, cast: Cast) -> None:
                 f"{ask.who} ({reader.name}) can't answer {sorted(missing)}, which ask {ask.into!r} of the method needs",
                 got=f"a teacher that can {sorted(can)}",
                 expected=sorted(ask.want.needs),
-                remedy=f"Use {_better(missing)}, or a method that needs less (see 'opd list')",
+                remedy=f"Use {_better(missing, can)}, or a method that needs less (see 'opd list')",
             )
-        if ask.want.topk > (most := getattr(reader, "most", {}).get("topk", ask.want.topk)):
-            raise TeacherError(
-                f"{ask.who} ({reader.name}) gives fewer best tokens than ask {ask.into!r} of the method needs",
-                got=f"at most K={most}",
-                expected=f"K={ask.want.topk}",
-                remedy=f"Set --k {most}, or a teacher that gives more",
-            )
+        _check_most(ask, reader, "best", "topk", ask.want.topk)
+        named = next((one.want.topk for one in method.teach if f"{one.into}.ids" == ask.want.gather), 0)
+        _check_most(ask, reader, "named", "gather", named)
 
 
-def _better(missing: Set[str]) -> str:
-    """Who could answer."""
+def _check_most(ask: Ask, reader: Any, which: str, name: str, k: int) -> None:
+    """The reader answers about as many tokens as the ask wants to know of."""
+    if k > (most := getattr(reader, "most", {}).get(name, k)):
+        raise TeacherError(
+            f"{ask.who} ({reader.name}) answers about fewer {which} tokens than ask {ask.into!r} of the method needs",
+            got=f"at most K={most}",
+            expected=f"K={k}",
+            remedy=f"Set --k {most}, or a teacher that gives more",
+        )
+
+
+def _better(missing: Set[str], can: Set[str]) -> str:
+    """Who could answer, or by what setting."""
+    if missing == {"gather"} and "topk" in can:
+        return "a local teacher, opd serve, or --teacher-misses 0.05 to guess what so few of the named tokens are worth"
     return "an environment and --teacher values" if "values" in missing else "a local teacher"
 
 
@@ -187,13 +197,17 @@ def _place(
     dist = answer.dist.to(device) if answer.dist is not None else None  # a teacher may sit elsewhere
     if dist is not None and where is not None:
         dist = dist.index(where)
+    chosen = None if answer.chosen is None else _spread(answer.chosen, rows, where, has)
+    gathered = None if answer.gathered is None else _spread(answer.gathered, rows, where, has)
+    if dist is None and gathered is not None:  # of which these tokens are known
+        dist = TopDist(rows[read.want.gather], gathered, rows["token"], chosen)
     for into in read.into:
         if dist is not None:
             columns[into] = dist
-        if answer.chosen is not None:
-            columns[f"{into}.chosen"] = _spread(answer.chosen, rows, where, has)
-        if answer.gathered is not None:
-            columns[f"{into}.gathered"] = _spread(answer.gathered, rows, where, has)
+        if chosen is not None:
+            columns[f"{into}.chosen"] = chosen
+        if gathered is not None:
+            columns[f"{into}.gathered"] = gathered
         if drawn is not None:
             columns[f"{into}.label"] = drawn.to(device) if where is None else drawn.to(device)[where]
         if answer.values is not None and answer.value is not None:

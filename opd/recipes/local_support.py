@@ -16,7 +16,9 @@ The five supports that the paper compares; the first is LSM:
 
 `outside=sampled_tail` is 4 and 5 mended: the published gradient is off by the gradient of p(S), the student's mass on
 the support, whatever the teacher says. `outside=drop` is the paper's removal of the renormalisation, which collapses;
-`tail` makes the rest one more token. The student's top-K needs a teacher that gives whole distributions.
+`tail` makes the rest one more token. The student's top-K needs a teacher that gives whole distributions; with
+`only_named` it is the student's of the start of the batch, the teacher is asked about these tokens alone, and the
+student reads its answers once more to name them. For the first update of a batch that is the same support.
 
 Differs: mean=token_mean, the default, is the paper's equation, over all tokens of an update; mean=sequence_mean is what
 the released scripts compute by averaging in micro-batches of one answer, where tokens of short answers weigh more.
@@ -32,6 +34,7 @@ from typing import Literal
 from opd import maths
 from opd.errors import require
 from opd.method import Ask, Method, Term, Updates
+from opd.parts.asks import about_own_best
 from opd.parts.losses import OnSupport, SampledTail
 from opd.parts.means import named
 from opd.parts.sample import OneTurn
@@ -50,6 +53,7 @@ def local_support(
     temperature: float = 1.0,
     top_p: float = 0.9,
     updates: int = 2,
+    only_named: bool = False,
     mean: str = "token_mean",
 ) -> Method:
     """
@@ -62,20 +66,24 @@ def local_support(
     temperature: at which the student writes
     top_p: nucleus from which the student writes
     updates: optimizer steps per batch
+    only_named: the teacher is asked about the student's best tokens of the start of the batch alone
     mean: token_mean, sequence_mean or sequence_sum
     """
     tail = outside in ("sampled_tail", "published_sampled_tail")
     what = f"a tail read off the sampled token (outside={outside})"
     require(not (tail and sampled), what, got="sampled=true", expected="sampled=false: it stands outside the support")
     require(tail or not cap, "cap", got=f"cap={cap} with outside={outside}", expected="one only for a sampled tail")
+    ours = source == "student"
+    require(ours or not only_named, "only_named", got=f"source={source}", expected="source=student")
+    known = "teacher" if only_named else source  # of whose distribution no more than the support is known
     if outside == "sampled_tail" or outside == "published_sampled_tail":
-        loss = SampledTail(k, source, published=outside == "published_sampled_tail", cap=cap)
+        loss = SampledTail(k, known, published=outside == "published_sampled_tail", cap=cap)
     else:
-        loss = OnSupport(maths.reverse_kl, k, source, outside, sampled)
-    want = Want(dist=True) if source == "student" else Want(topk=k, chosen=sampled or tail)
+        loss = OnSupport(maths.reverse_kl, k, known, outside, sampled)
+    asks = (Ask("teacher", "teacher", Want(dist=True) if ours else Want(topk=k, chosen=sampled or tail)),)
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
-        teach=(Ask("teacher", "teacher", want),),
+        teach=about_own_best(k, chosen=sampled or tail) if only_named else asks,
         terms={"match": Term(loss, named(mean))},
         updates=Updates(parts=updates),
         observe=(loss.cut,) if isinstance(loss, SampledTail) and cap else (),

@@ -17,7 +17,9 @@ which local_support with source=student is too. `reward` adds GRPO's outcome rew
 own (the released token_reward_direct_plus_grpo has 1).
 
 Differs: k=0, which is released as the single sampled token, is sampled_token. For more than one update per batch the
-student is read once more, to remember pi_old. The overlap of the two top-K, its mass and its advantage are measured in
+student is read once more, to remember pi_old. With `only_named` it always is, and names S: the teacher is asked about
+these tokens alone, where otherwise its whole distribution is. Under form=equation, whose S is that of every update, this
+makes it that of the start of the batch. The overlap of the two top-K, its mass and its advantage are measured in
 every run (support.*).
 Uncertain: whether the released outcome reward is added before the clip, token by token.
 """
@@ -27,6 +29,7 @@ from typing import Literal
 from opd import maths
 from opd.errors import require
 from opd.method import Ask, Method, Term, Updates, unchanged
+from opd.parts.asks import OWN, about_own_best
 from opd.parts.groups import GroupAdvantage
 from opd.parts.losses import OnSupport, PolicyGradient, SupportGradient
 from opd.parts.means import named
@@ -48,6 +51,7 @@ def rethinking(
     temperature: float = 1.0,
     top_p: float = 1.0,
     updates: int = 1,
+    only_named: bool = False,
     mean: str = "token_mean",
 ) -> Method:
     """
@@ -62,19 +66,22 @@ def rethinking(
     temperature: at which the student writes
     top_p: nucleus from which the student writes
     updates: optimizer steps per batch
+    only_named: the teacher is asked about the student's best tokens of the start of the batch alone
     mean: token_mean, sequence_mean or sequence_sum
     """
     released = form == "released"
     require(released or words == "only_stu", "form=equation", got=f"words={words}", expected="words=only_stu")
     require(n >= 2 or not reward, "answers per prompt n, whose rewards are compared", got=n, expected="at least 2")
-    old = "own" if updates > 1 and released else ""
+    require(words == "only_stu" or not only_named, "only_named", got=f"words={words}", expected="words=only_stu")
+    old = OWN if (updates > 1 or only_named) and released else ""
     loss = SupportGradient(k, words, weight, clip, dual, old)
-    terms = {"match": Term(loss if released else OnSupport(maths.reverse_kl, k, "student"), named(mean))}
+    equation = OnSupport(maths.reverse_kl, k, "teacher" if only_named else "student")
+    terms = {"match": Term(loss if released else equation, named(mean))}
     outcome = {"reward": Term(PolicyGradient(clip, "untruncated"), named(mean), reward)} if reward else {}
-    asks = (Ask("teacher", "teacher", Want(dist=True)),)
+    asks = (Ask("teacher", "teacher", Want(dist=True)), *([Ask(old, "student", Want(dist=True))] if old else []))
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
-        teach=(*asks, Ask(old, "student", Want(dist=True))) if old else asks,
+        teach=about_own_best(k) if only_named else asks,
         credit=GroupAdvantage() if reward else unchanged,
         terms=terms | outcome,
         updates=Updates(parts=updates),

@@ -54,7 +54,7 @@ class Served(Remote, Speaker):
         self.replicas.model = self.info["weights"]
         self.name = ",".join(self.replicas.urls)
         self.can = frozenset(self.info["can"])
-        self.most = {"topk": int(self.info["limits"]["k"])}
+        self.most = dict.fromkeys(("topk", "gather"), int(self.info["limits"]["k"]))
         self.vocab, self.width = int(self.info["vocab"]), int(self.info["width"])
         self.tokenizer = identity.tokenizer_of(self.replicas.get("/v1/tokenizer")[0])
         if (found := identity.tokenizer_hash(self.tokenizer)) != self.info["tokenizer"]:
