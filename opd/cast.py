@@ -160,15 +160,24 @@ def without_model(spec: str, settings: Settings, student: Any) -> Any:
     if spec.startswith("stored:"):
         from opd.teachers.stored import StoredTeacher
 
-        return StoredTeacher(spec.removeprefix("stored:"), spec)
+        return spread(StoredTeacher(spec.removeprefix("stored:"), spec), settings)
     wait = settings.teacher_timeout, settings.teacher_patience
     if spec.startswith("vllm:"):
         from opd.teachers.vllm import VLLMTeacher
 
-        return VLLMTeacher.of(spec, student, *wait)
+        return spread(VLLMTeacher.of(spec, student, *wait), settings)
     from opd.teachers.chat import ChatTeacher
 
     return ChatTeacher.of(spec, student, *wait)
+
+
+def spread(teacher: Any, settings: Settings) -> Any:
+    """The teacher, asked about tokens of which it may say nothing where it gives best tokens and that is allowed."""
+    if not settings.teacher_misses or not {"chosen", "topk"} <= teacher.can:
+        return teacher
+    from opd.teachers.spread import Spread
+
+    return Spread(teacher, settings.teacher_misses)
 
 
 def served(spec: str, settings: Settings, student: Any) -> Any:

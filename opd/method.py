@@ -41,7 +41,7 @@ class Ask:
 
     `into` holds the distributions, as far as they were asked for: whole, the best tokens, or those that were named;
     `into.chosen`, `into.gathered` and `into.label` what was asked for by row; `into.values` [N, V] and `into.value` [N]
-    what the teacher expects to be earned.
+    what the teacher expects to be earned. `into.guessed` [N, K] marks the named tokens of which it said nothing.
 
     Rows that the view shows nothing of lose `keep`; where the ask is `optional` they keep it, the boolean column
     `into.shown` is false there, numbers are nan and distributions mean nothing.

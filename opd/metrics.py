@@ -96,6 +96,22 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "served.left_out": Metric("servers", "servers that did not answer when they were last asked", "0."),
         "served.bytes.*": Metric("bytes", "what travelled to the servers (sent) and back (received)"),
         "served.seconds": Metric("s", "wall time between questions and their answers", "most of it is computing."),
+        "teacher.missed": Metric(
+            "share",
+            "named tokens of which a teacher that gives its best tokens alone said nothing; what these and the decided"
+            " token leave over is spread evenly over all others",
+            "near 0, and below `teacher_misses`, at which the run stops.",
+        ),
+        "teacher.missed.mass": Metric(
+            "probability",
+            "what the student gives to these tokens, mean over tokens written",
+            "near 0; where it is large the student is taught by guesses.",
+        ),
+        "teacher.missed.rounded": Metric(
+            "tokens",
+            "of them, those where rounding left nothing over that could be spread",
+            "any; they are improbable.",
+        ),
         "chat.answers": Metric("answers", "texts that a chat endpoint gave, those that were kept among them"),
         "chat.cached": Metric("answers", "texts that were on the disk and cost nothing"),
         "chat.changed": Metric(

@@ -76,7 +76,7 @@ class Answer:
     """A teacher's answers about N rows, in the order of the contexts and of the decisions in them.
 
     dist answers whatever was asked about probabilities (a HeadDist, TopDist or TableDist, with `inner` states);
-    chosen and gathered are narrow copies that credit may read.
+    chosen and gathered are narrow copies that credit may read. guessed marks what in `gathered` the teacher never said.
     """
 
     dist: Dist | None = None
@@ -84,6 +84,7 @@ class Answer:
     gathered: Tensor | None = None  # [N, K]
     values: Tensor | None = None  # [N, V] expected return after each token (Q)
     value: Tensor | None = None  # [N] expected return of the teacher's own way of going on (V)
+    guessed: Tensor | None = None  # [N, K] bool
 
     def index(self, rows: slice) -> Answer:
         """The answers about these rows."""
@@ -92,7 +93,8 @@ class Answer:
             return None if column is None else column[rows]
 
         dist = None if self.dist is None else self.dist.index(rows)
-        return Answer(dist, pick(self.chosen), pick(self.gathered), pick(self.values), pick(self.value))
+        numbers = self.chosen, self.gathered, self.values, self.value, self.guessed
+        return Answer(dist, *map(pick, numbers))
 
 
 class Teacher(Protocol):

@@ -45,6 +45,11 @@ class Settings(BaseModel):
     teacher_patience: float = Field(
         300.0, ge=0, description="seconds of asking again before the run stops at a checkpoint"
     )
+    teacher_misses: float = Field(
+        0.0, ge=0, le=1,
+        description="share of a batch's named tokens of which a teacher that gives best tokens alone may say nothing; "
+        "what is left for these is guessed",
+    )  # fmt: skip
     another_teacher: bool = Field(False, description="a resumed run may go on with another served teacher")
     reference: str = Field("", description="whom a method with a reference asks beside the teacher; as --teacher")
     texts: Literal["method", "stored"] = Field(

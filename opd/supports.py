@@ -163,6 +163,36 @@ def _at_least(x: Tensor, floor: float) -> Tensor:
     return x + (floor - x.detach()).clamp_min(0)
 
 
+# what K known words say of all others
+
+
+def spread(
+    best: Tensor, values: Tensor, token: Tensor, chosen: Tensor, ids: Tensor, v: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs of any words of a distribution over V, of which only the K best and one more are known.
+
+    What these leave over is spread evenly: log((1 - sum of the known) / (V - how many are known)). Of all distributions
+    with these known words it is the one of the highest entropy, and no unknown word comes out likelier than the K-th
+    best. A rest below 4 sqrt(K) eps is rounding and counts as that size, up to the K-th best.
+
+    Shapes: best, values [N, K]; token, chosen [N], the one more; ids [N, M] -> log-probs [N, M]; guessed [N, M] bool,
+    where nothing was known; rounded [N] bool, where the rest was lost to rounding.
+    """
+    order = best.sort(-1)
+    place = torch.searchsorted(order.values, ids.contiguous()).clamp(max=best.shape[-1] - 1)
+    inside = order.values.gather(-1, place) == ids
+    known = torch.where(inside, values.gather(-1, order.indices.gather(-1, place)), chosen[:, None])
+    guessed = ~inside & (ids != token[:, None])
+    more = (best != token[:, None]).all(-1)
+    rest = 1 - values.double().exp().sum(-1) - torch.where(more, chosen.double().exp(), 0.0)
+    unknown = v - best.shape[-1] - more.long()
+    resolution = 4 * math.sqrt(best.shape[-1]) * torch.finfo(values.dtype).eps
+    rounded = (rest < resolution) & (unknown > 0)
+    each = rest.clamp(min=resolution).log() - unknown.clamp(min=1).log()
+    each = torch.minimum(each, values.double().amin(-1)).to(values.dtype)
+    return torch.where(guessed, each[:, None], known), guessed, rounded
+
+
 # exact inside a support, sampled outside
 
 

@@ -208,6 +208,9 @@ def _place(
             columns[f"{into}.chosen"] = chosen
         if gathered is not None:
             columns[f"{into}.gathered"] = gathered
+        if answer.guessed is not None:
+            guessed = answer.guessed.to(device)
+            columns[f"{into}.guessed"] = guessed if where is None else guessed[where] & has[:, None]
         if drawn is not None:
             columns[f"{into}.label"] = drawn.to(device) if where is None else drawn.to(device)[where]
         if answer.values is not None and answer.value is not None:

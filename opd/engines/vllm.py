@@ -74,12 +74,11 @@ class VLLM:
         url = url.strip().rstrip("/")
         self.requests = Requests([url], timeout, patience, in_flight=IN_FLIGHT)
         self.numbers = dict[str, float]()  # of the last push
-        try:
-            (model,) = self.requests.get("/v1/models")[0]["data"]
-            self.name, self.root, self.context = str(model["id"]), str(model["root"]), int(model["max_model_len"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise SettingError(f"{url} is no vLLM server of one model", got=f"{type(error).__name__} {error}") from None
-        self.url = url
+        (served,) = self.requests.models()
+        if len(served) != 1:
+            raise SettingError(f"{url} serves {len(served)} models", got=", ".join(served), expected="the student's")
+        (card,) = served.values()
+        self.name, self.root, self.context, self.url = card.model, card.root, card.context, url
 
     def fits(self, longest: int) -> None:
         """A text that the server would refuse is refused before it is begun."""

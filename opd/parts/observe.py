@@ -99,6 +99,28 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Missed:
+    """teacher.missed: share of the tokens that readers were asked about of which they said nothing.
+
+    teacher.missed.mass: what the student gives these, where a loss has made its log-probs. named: by reader, the column
+    of the ids. Nothing where every reader answered.
+    """
+
+    named: tuple[tuple[str, str], ...]
+
+    def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
+        pairs = [(rows[ids], rows[f"{into}.guessed"]) for into, ids in self.named if f"{into}.guessed" in rows]
+        if not pairs:
+            return {}
+        guessed = torch.cat([one for _, one in pairs], -1)
+        found = {"teacher.missed": guessed.float().mean(-1)}
+        if dist.ready:
+            mass = dist.at(torch.cat([ids for ids, _ in pairs], -1)).exp()
+            found["teacher.missed.mass"] = torch.where(guessed, mass, 0.0).sum(-1)
+        return found
+
+
+@dataclass(frozen=True)
 class Noted:
     """Columns that a credit wrote, as measurements: their mean is a number of the step."""
 
@@ -141,8 +163,10 @@ def measured(method: Method, cast: Cast) -> Method:
         observers.append(Supports(min(method.support or K, ask.want.topk or vocab, vocab), ask.into))
     if ask.optional:
         observers = [WhereShown(observe, ask.into) for observe in observers]
-    lookup = Chosen(ask.into if ask.want.dist and not ask.optional else "")
-    observe, look = (*method.observe, student, *observers), (*method.lookup, lookup)
+    lookup: list[Observe] = [Chosen(ask.into if ask.want.dist and not ask.optional else "")]
+    if named := tuple((one.into, one.want.gather) for one in method.teach if one.want.gather):
+        lookup.append(Missed(named))
+    observe, look = (*method.observe, student, *observers), (*method.lookup, *lookup)
     return replace(method, teach=(ask, *others), observe=observe, lookup=look)
 
 

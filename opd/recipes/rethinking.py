@@ -18,9 +18,9 @@ own (the released token_reward_direct_plus_grpo has 1).
 
 Differs: k=0, which is released as the single sampled token, is sampled_token. For more than one update per batch the
 student is read once more, to remember pi_old. With `only_named` it always is, and names S: the teacher is asked about
-these tokens alone, where otherwise its whole distribution is. Under form=equation, whose S is that of every update, this
-makes it that of the start of the batch. The overlap of the two top-K, its mass and its advantage are measured in
-every run (support.*).
+these tokens alone, no longer for whole distributions. Under form=equation, where S is otherwise the student's best at
+every update, it is then that of the start of the batch. The overlap of the two top-K, its mass and its advantage are
+measured in every run whose teacher gives what that takes (support.*).
 Uncertain: whether the released outcome reward is added before the clip, token by token.
 """
 

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from opd.errors import Unanswered
+from opd.errors import SettingError, Unanswered
 from opd.serve import bearer
 from opd.teachers.replicas import RESUME, Again, Question, Replica, Replicas, named
 
 JSON = {"content-type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a server says of one model."""
+
+    model: str  # its name
+    root: str  # where the server found it
+    context: int  # tokens of a text and of what is written after it
 
 
 class Completions(Replicas):
@@ -21,6 +31,10 @@ class Completions(Replicas):
 
     server: ClassVar[str] = "vLLM"
     another: ClassVar[int] = 404  # it knows no model of that name
+
+    def models(self) -> list[dict[str, Card]]:
+        """The models of every server, by name."""
+        return [_cards(said, url) for url, said in zip(self.urls, self.get("/v1/models"), strict=True)]
 
     def tried(self, path: str, body: Mapping[str, Any], of: Replica) -> tuple[int, Any]:
         """The status and the JSON of one server's answer, asked once: what it refuses says what it can."""
@@ -63,3 +77,12 @@ class Completions(Replicas):
             raise Again(named(error)) from None
         except ValueError:
             raise Again("an answer that is no JSON") from None
+
+
+def _cards(said: Any, url: str) -> dict[str, Card]:
+    try:
+        cards = [Card(str(c["id"]), str(c.get("root", "")), int(c["max_model_len"])) for c in said["data"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{url} is no vLLM server, or says nothing of its models"
+        raise SettingError(what, got=f"{type(error).__name__} {error}") from None
+    return {card.model: card for card in cards}

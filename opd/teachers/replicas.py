@@ -57,11 +57,11 @@ class Replica:
     failures: int = 0  # in a row
     rests_until: float = 0.0
 
-    def failed(self, after: float) -> None:
-        """It is left alone for a while; longer each time, and never at the same moment as others."""
+    def failed(self, after: float, most: float) -> None:
+        """It is left alone for at `most` so many seconds; longer each time, and never at the same moment as others."""
         self.failures += 1
         rest = min(LONGEST, FIRST * 2 ** min(self.failures - 1, 10)) * random.uniform(0.75, 1.25)
-        self.rests_until = time.monotonic() + max(rest, after)
+        self.rests_until = time.monotonic() + min(max(rest, after), most)
 
 
 class Background:
@@ -108,6 +108,7 @@ class Replicas:
         except ImportError:
             what = "a teacher behind http:// needs the package httpx"
             raise SettingError(what, remedy="Install it with pip install 'opd[serve]'") from None
+        check_once(self.urls)
         self.background, name = Background(), uuid.uuid4().hex
         limits = httpx.Timeout(self.timeout, connect=min(self.timeout, 10.0), pool=None)
         self.members = list[Replica]()
@@ -205,7 +206,7 @@ class Replicas:
             except Again as fault:
                 now, tries = time.monotonic(), tries + 1
                 since = since or now
-                member.failed(fault.after)
+                member.failed(fault.after, max(0.0, since + self.patience - now))  # and is asked once more then
                 self.counts["retries"] += 1
                 if self.hurried or now - since > self.patience:
                     raise self._lost(member, fault, tries, now - since) from None
@@ -291,6 +292,12 @@ def check_url(url: str) -> bool:
         remedy = f"Put the token into {bearer.CLIENT}, or a file that {bearer.CLIENT_FILE} names"
         raise SettingError("a secret in an address is written into logs and run folders", remedy=remedy)
     return parts.hostname in ("localhost", "::1") or parts.hostname.startswith("127.")
+
+
+def check_once(urls: Sequence[str]) -> None:
+    """Refuses an address that is there twice: one server would count as two."""
+    if twice := [url for url, n in Counter(url.lower() for url in urls).items() if n > 1]:
+        raise SettingError("an address is given twice", got=twice[0], expected="every server once")
 
 
 def has_port(parts: SplitResult) -> bool:

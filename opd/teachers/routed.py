@@ -118,8 +118,12 @@ def merged(answers: Sequence[Answer], owner: Tensor) -> Answer:
     dists = [answer.dist for answer in answers if answer.dist is not None]
     chosen = [answer.chosen for answer in answers if answer.chosen is not None]
     named = [answer.gathered for answer in answers if answer.gathered is not None]
+    guessed = [torch.zeros_like(some, dtype=torch.bool) for some in named]
+    if is_guess := any(answer.guessed is not None for answer in answers):
+        guessed = [no if one.guessed is None else one.guessed for one, no in zip(answers, guessed, strict=True)]
     return Answer(
         Mixed(tuple(dists), owner) if dists else None,
         gathered(chosen, owner) if chosen else None,
         gathered(named, owner) if named else None,
+        guessed=gathered(guessed, owner) if is_guess else None,
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from opd.errors import ModelError, SettingError, Unanswered
 from opd.rollout import Array, Problem, Rollout
-from opd.teachers.completions import Completions
+from opd.teachers.completions import Card, Completions
 from opd.teachers.replicas import Replica
 
 MANY = 10**9  # best tokens that no server gives, so that it says how many it does
@@ -42,12 +42,12 @@ class Server:
 
 def told(replicas: Completions, model: str) -> Server:
     """Of the model of this name, or of the only one that is served; all addresses must agree."""
-    versions = [_said(said, "version", url) for url, said in zip(replicas.urls, replicas.get("/version"), strict=True)]
+    versions = [_version(said, url) for url, said in zip(replicas.urls, replicas.get("/version"), strict=True)]
     found = list[Server]()
-    for member, models, version in zip(replicas.members, replicas.get("/v1/models"), versions, strict=True):
-        card = _card(_said(models, "data", member.url), model, member.url)
-        name, context = str(card["id"]), int(_said(card, "max_model_len", member.url))
-        found.append(Server(name, str(card.get("root", "")), str(version), context, _best(replicas, name, member)))
+    for member, served, version in zip(replicas.members, replicas.models(), versions, strict=True):
+        card = _card(served, model, member.url)
+        best = _best(replicas, card.model, member)
+        found.append(Server(card.model, card.root, version, card.context, best))
         if (found[-1].model, found[-1].best) != (found[0].model, found[0].best):
             got = f"{found[-1].model}, {found[-1].best} best tokens"
             expected = f"{found[0].model}, {found[0].best}"
@@ -55,14 +55,13 @@ def told(replicas: Completions, model: str) -> Server:
     return min(found, key=lambda server: server.context)
 
 
-def _said(answer: Any, name: str, url: str) -> Any:
-    if not isinstance(answer, dict) or name not in answer:
-        raise Unanswered(f"{url} is no vLLM server", got=f"an answer without {name!r}")
-    return answer[name]
+def _version(said: Any, url: str) -> str:
+    if not isinstance(said, dict) or "version" not in said:
+        raise Unanswered(f"{url} is no vLLM server", got="an answer without 'version'")
+    return str(said["version"])
 
 
-def _card(cards: Sequence[Mapping[str, Any]], model: str, url: str) -> Mapping[str, Any]:
-    served = {str(card["id"]): card for card in cards}
+def _card(served: Mapping[str, Card], model: str, url: str) -> Card:
     if model not in served and (model or len(served) != 1):
         got, expected = repr(model) if model else f"{len(served)} models", f"#NAME, of {', '.join(served)}"
         raise SettingError(f"the model at {url}", got=got, expected=expected)
