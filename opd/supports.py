@@ -188,7 +188,7 @@ def spread(
     unknown = v - best.shape[-1] - more.long()
     resolution = 4 * math.sqrt(best.shape[-1]) * torch.finfo(values.dtype).eps
     rounded = (rest < resolution) & (unknown > 0)
-    each = rest.clamp(min=resolution).log() - unknown.clamp(min=1).log()
+    each = rest.clamp(min=resolution).log() - unknown.clamp(min=1).double().log()
     each = torch.minimum(each, values.double().amin(-1)).to(values.dtype)
     return torch.where(guessed, each[:, None], known), guessed, rounded
 

@@ -174,7 +174,7 @@ def test_published_defaults():
     defaults = {name: {p.name: p.default for p in recipes.describe(name).parameters} for name in recipes.names()}
     assert defaults["local_support"] == {
         "k": 32, "source": "teacher", "sampled": False, "outside": "renormalise", "cap": 0.0,
-        "n": 8, "temperature": 1.0, "top_p": 0.9, "updates": 2, "mean": "token_mean",
+        "n": 8, "temperature": 1.0, "top_p": 0.9, "updates": 2, "only_named": False, "mean": "token_mean",
     }  # fmt: skip
     assert (defaults["gkd"]["lam"], defaults["gkd"]["beta"], defaults["gkd"]["mean"]) == (0.5, 0.5, "sequence_mean")
     assert (defaults["sampled_token"]["gamma"], defaults["sampled_token"]["n"]) == (0.0, 4)
@@ -226,6 +226,9 @@ def test_sampled_token_is_the_reverse_kl_gradient_in_expectation():
         ("local_support", {"outside": "sampled_tail", "sampled": True}),
         ("local_support", {"outside": "tail", "cap": 2.0}),
         ("local_support", {"outside": "sampled_tail", "cap": -1.0}),
+        ("local_support", {"only_named": True}),
+        ("opcd", {"only_named": True, "support": "both"}),
+        ("opcd", {"only_named": True, "k": 0}),
         ("constant_negative", {"threshold": 0.0}),
         ("constant_negative", {"size": -1.0}),
         ("sampled_token", {"gamma": 2.0}),
@@ -243,6 +246,7 @@ def test_sampled_token_is_the_reverse_kl_gradient_in_expectation():
         ("rethinking", {"dual": 1.1}),
         ("rethinking", {"form": "equation", "words": "union"}),
         ("rethinking", {"reward": 1.0, "n": 1}),
+        ("rethinking", {"only_named": True, "words": "union"}),
         ("stable_opd", {"near": -0.1}),
         ("ar_opd", {"lam": -0.1}),
         ("ar_opd", {"clip": -1.0}),

@@ -24,6 +24,7 @@ from opd.loop import train
 from opd.protocols import Want
 from opd.rollout import Sampling
 from opd.serve import wire
+from opd.teachers.replicas import Question, Replicas
 from opd.teachers.served import Served
 
 SMALL = {"steps": 4, "batch": 4, "lr": 1e-3, "max_new": 12, "eval_problems": 2, "drafts": 1, "doctor": "off"}
@@ -77,6 +78,8 @@ FAMILIES = {
     "one log-prob": ("sampled_token", {}),
     "top K of the teacher": ("local_support", {"k": 8, "source": "teacher"}),
     "top K and tail": ("local_support", {"k": 8, "source": "teacher", "outside": "tail"}),
+    "top K of the student": ("local_support", {"k": 8, "source": "student", "only_named": True, "sampled": True}),
+    "top K of the student, each as if drawn": ("rethinking", {"k": 8, "only_named": True}),
     "the whole distribution": ("gkd", {"lam": 1.0}),
     "a text of the teacher": ("gkd", {"lam": 0.0}),
     "states of a layer": ("representation", {"bridge": 8}),
@@ -98,6 +101,25 @@ def test_served_and_local_teachers_give_the_same_loss(server, family):
     assert abs(loss - served) < 1e-6 and abs(norm - its) < 1e-4 * max(1, abs(norm))
     assert len(ours) == len(theirs)
     assert np.isfinite(loss)
+
+
+def test_named_tokens_are_fewer_bytes_than_hidden_states_and_the_same_loss(server):
+    """In both directions; the head that hidden states need is not even counted."""
+    k, found = 8, {}
+    for only_named in (False, True):
+        given = {"k": k, "updates": 1, "source": "student", "only_named": only_named}
+        training = build(settings(server.url, method="local_support", parameters=given, batch=6))
+        teacher, batches = training.cast["teacher"], train(training)
+        assert only_named or teacher.head is not None
+        teacher.tell()
+        batch = next(batches)
+        cost = teacher.tell()
+        found[only_named] = batch.metrics["loss"], cost["served.bytes.sent"], cost["served.bytes.received"]
+    (loss, sent, received), (named, its, theirs) = found[False], found[True]
+    rows, width = len(batch.rows), teacher.width
+    assert abs(loss - named) < 1e-6
+    assert received > 4 * width * rows and theirs < 4 * (k + 2) * rows + 4096, "float32, and the decided token's"
+    assert its + theirs < 0.7 * (sent + received)
 
 
 def test_a_run_with_a_served_teacher_is_the_run_with_a_local_one(undisturbed, tmp_path):
@@ -258,6 +280,18 @@ def test_faults_that_stay_stop_at_a_checkpoint_from_which_the_run_continues(serv
     assert same(outcome(out), scored)
 
 
+def test_no_rest_after_a_failure_outlasts_the_patience(server):
+    """However often a server has failed before, whoever asks again is told soon."""
+    with through(server, lambda *_: (503, b'{"error": "busy"}')) as proxy:
+        replicas = Replicas([proxy.url], timeout=5.0, patience=0.2)
+        for _ in range(5):
+            begun = time.monotonic()
+            with pytest.raises(Unanswered, match="busy"):
+                replicas.ask([Question("/v1/score", b"?", 100)])
+            assert 0.2 < time.monotonic() - begun < 1.5
+        replicas.close()
+
+
 def test_mistakes_at_the_start_are_one_sentence(server, monkeypatch):
     def refused(kind, *words, url=server.url):
         with pytest.raises(kind) as error:
@@ -265,6 +299,7 @@ def test_mistakes_at_the_start_are_one_sentence(server, monkeypatch):
         assert all(word in str(error.value) for word in words), str(error.value)
 
     refused(SettingError, "OPD_TEACHER_TOKEN", url="http://me:secret@127.0.0.1:1")
+    refused(SettingError, "given twice", "every server once", url=f"{server.url}, {server.url}/")
     for url in ("http://", "http://here:99999", "http://here:port", "http://here:8750;http://there:8750"):
         refused(SettingError, "http://HOST:PORT", url=url)
     refused(Unanswered, "nobody answers", "Start it", url="http://127.0.0.1:9")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import models
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -150,6 +151,19 @@ def test_texts_that_come_with_the_task(tmp_path):
     assert [g.rollouts[0].text for g in groups] == [problem.data["solution"] for problem in t.task.train]
     assert all(r.columns["behaviour"][0] != r.columns["behaviour"][0] for g in groups for r in g.rollouts)
     assert gradient_of(t, groups)[0] > 0
+
+
+def test_a_store_can_be_asked_about_named_tokens_within_a_share_of_guesses(folder):
+    given = {"k": 3, "n": 1, "source": "student", "only_named": True}
+    stored = build(settings(folder, "local_support", parameters=given, texts="stored", teacher_misses=0.99))
+    whole = build(settings(folder, "local_support", parameters=given, teacher="embedded:teacher"))
+    groups = stored.method.sample(stored.cast, [Visit(problem, 0, 0) for problem in stored.task.train], 0)
+    rows, _ = prepare(groups, stored.method, stored.cast, 0)
+    theirs, _ = prepare(groups, whole.method, whole.cast, 0)
+    known = ~rows["teacher.guessed"]
+    assert 0 < known.double().mean() < 1 and torch.equal(rows["own.ids"], theirs["own.ids"])
+    assert (rows["teacher.gathered"] - theirs["teacher.gathered"])[known].abs().max() < 1e-4
+    assert np.isfinite(gradient_of(stored, groups)[0])
 
 
 # ---- what it is not asked

@@ -135,6 +135,15 @@ def sampled(student, server, tolerance=0.05, step=lambda: 0):
     return Sampled(student, VLLM(server.url, 5.0, 0.5), server.folder, step, tolerance)
 
 
+def test_a_server_of_two_models_or_of_none_is_no_sampler(served):
+    _, server = served
+    card = {"root": "r", "max_model_len": 8}
+    for cards, words in (([card | {"id": "a"}, card | {"id": "b"}], "serves 2 models: got a, b"), ([{}], "no vLLM")):
+        server.fault = lambda path, body, cards=cards: (200, {"data": cards}) if path == "/v1/models" else None
+        with pytest.raises(SettingError, match=words):
+            VLLM(server.url, 5.0, 0.5)
+
+
 PROMPTS = [np.array([1, 5, 9, 12], np.int32), np.array([1, 7], np.int32)]
 SEEDS = [[1, 2, 3], [4, 2**64 - 1]]
 

@@ -168,7 +168,8 @@ def test_texts_are_ids_with_the_log_probs_of_what_drew_them(folders, server):
         ("gkd", {"lam": 1.0}, ["can't answer ['dist']", "opd list"]),
         ("local_support", {"k": 8, "source": "student"}, ["can't answer ['dist']"]),
         ("representation", {}, ["inner"]),
-        ("extrapolated", {}, ["can't answer ['gather']"]),
+        ("extrapolated", {}, ["can't answer ['gather']", "--teacher-misses"]),
+        ("rethinking", {"k": 8, "only_named": True}, ["can't answer ['gather']", "--teacher-misses"]),
         ("local_support", {"k": 30}, ["at most K=20", "--k 20"]),
     ],
 )
@@ -178,6 +179,65 @@ def test_a_method_that_needs_more_is_refused(folders, server, method, given, wor
     with pytest.raises(TeacherError) as error:
         build(settings(folders, method=method, parameters=given, **cast))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+# ---- tokens that it is not asked about
+
+
+NAMED = {"method": "local_support", "parameters": {"k": 12, "source": "student", "only_named": True}}
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_server_that_gives_all_tokens_is_asked_about_named_ones_as_a_local_teacher(folders, another):
+    another.best = models.VOCAB
+    found = []
+    for teacher in (folders["teacher"], f"vllm:{another.url}"):
+        batch = next(train(build(settings(folders, teacher, batch=6, teacher_misses=1e-9, **NAMED))))
+        found.append((batch.metrics["loss"], batch.metrics["grad_norm"]))
+    (loss, norm), (served, its) = found
+    assert np.isfinite(loss) and abs(loss - served) < 1e-6 and abs(norm - its) < 1e-5 * max(1, norm)
+    assert batch.metrics["teacher.missed"] == batch.metrics["teacher.missed.mass"] == 0
+
+
+def test_what_it_never_said_is_guessed_and_counted(folders, server, tmp_path):
+    out = tmp_path / "run"
+    Run.new(settings(folders, f"vllm:{server.url}", out=str(out), teacher_misses=0.9, **NAMED)).train()
+    lines = [line for line in lines_of(out) if "loss" in line]
+    assert all(0 < line["teacher.missed"] < 0.9 and 0 < line["teacher.missed.mass"] < 1 for line in lines)
+    assert len(lines) == SMALL["steps"] and all(line["teacher.missed.rounded"] == 0 for line in lines)
+    assert not any(name.startswith("support.") for line in lines for name in line), "nobody knows its own best tokens"
+
+
+def test_a_reference_is_asked_about_the_best_tokens_of_the_teacher(folders, another):
+    another.best = models.VOCAB
+    found = []
+    for reference in (folders["other"], f"vllm:{another.url}"):
+        another.load(folders["other"])
+        chosen = settings(folders, folders["teacher"], method="extrapolated", reference=reference, teacher_misses=0.95)
+        found.append(next(train(build(chosen))).metrics)
+    local, served = found
+    assert abs(local["loss"] - served["loss"]) < 1e-6 and abs(local["lambda.limit"] - served["lambda.limit"]) < 1e-3
+    assert served["teacher.missed"] == 0 and "teacher.missed" not in local
+    another.best = 5
+    assert 0 < next(train(build(chosen))).metrics["teacher.missed"] < 0.95
+
+
+def test_too_many_misses_stop_at_a_checkpoint_from_which_more_best_tokens_go_on(folders, another, tmp_path):
+    chosen = {"teacher_misses": 0.01, **NAMED}
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    another.best = models.VOCAB
+    Run.new(settings(folders, f"vllm:{another.url}", out=str(whole), **chosen)).train()
+    another.best = 5
+    run = Run.new(settings(folders, f"vllm:{another.url}", out=str(out), **chosen))
+    with pytest.raises(Unanswered, match=r"too many.*outside its K=5 best.*teacher_misses = 1.00%.*--max-logprobs"):
+        run.train()
+    assert (out / "checkpoints" / "step-000000").is_dir()
+    another.best = models.VOCAB
+    Run.resume(out).train()
+    assert same(outcome(out), outcome(whole))
 
 
 def test_its_end_of_text_is_nobodys_guess(folders, server):
@@ -199,6 +259,7 @@ def test_mistakes_at_the_start_are_one_sentence(folders, another, tmp_path):
     refused(Unanswered, "nobody answers", "Start it", url="http://127.0.0.1:9")
     refused(SettingError, "http://HOST:PORT", url="ftp://127.0.0.1")
     refused(SettingError, "#NAME, of tiny", url=f"{another.url}#nobody")
+    refused(SettingError, "given twice", url=f"{another.url},{another.url}/v1")
     with through(another, lambda *_: (200, b"hello")) as proxy:
         refused(Unanswered, "no address of vLLM", url=proxy.url)
     with through(another, lambda *_: (200, b"{}")) as proxy:

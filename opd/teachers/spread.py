@@ -63,7 +63,7 @@ class Spread:
                 f"{self.asked.name} says nothing about too many of the tokens that it was asked about",
                 got=f"{share:.2%} of them outside its K={k} best",
                 expected=f"at most teacher_misses = {self.misses:.2%}",
-                remedy="Let it give more best tokens (vLLM: a larger --max-logprobs), or raise teacher_misses in run.toml, "
+                remedy="Let it give more best tokens (vLLM: --max-logprobs), or raise teacher_misses in run.toml, "
                 "then go on with opd train --resume; or take a method that names no tokens",
             )
 

@@ -102,6 +102,27 @@ def test_what_it_cannot_do_is_refused_before_the_run(untied, student):
             build(settings(student, f"vllm:{untied.url}", method=method, parameters=given))
 
 
+def test_named_tokens_are_what_it_says_of_its_best_and_a_distribution_with_the_rest(untied, student):
+    """vLLM gives 20 best tokens of 45 by itself: the others are guessed, and are counted."""
+    chosen = settings(
+        student, f"vllm:{untied.url}", method="local_support", teacher_misses=0.9,
+        parameters={"k": 12, "source": "student", "only_named": True},
+    )  # fmt: skip
+    training = build(chosen)
+    teacher, reader = training.cast["teacher"], training.student
+    local = casting.open_model(str(untied.folder), chosen, "float32", "cpu")
+    texts = [t.with_columns(all=np.tile(np.arange(models.VOCAB), (t.n, 1))) for t in written(reader)]
+    asked = Want(gather="all")
+    teacher.misses = 1.0
+    ours, theirs = local.read(texts, asked).gathered, teacher.read(texts, asked)
+    known = ~theirs.guessed
+    assert known.sum(1).unique().tolist() == [20, 21] and (ours - theirs.gathered)[known].abs().max() < 5 * NEAR
+    assert (theirs.gathered.double().exp().sum(1) - 1).abs().max() < NEAR
+    teacher.misses = 0.9
+    metrics = next(train(training)).metrics
+    assert np.isfinite(metrics["loss"]) and 0 < metrics["teacher.missed"] < 0.9
+
+
 def test_another_model_behind_the_address_is_noticed(untied, tied, student, tmp_path):
     """Both are called alike and have the same tokens; only their numbers tell."""
     proxy, out = Proxy(untied.url, lambda *_: None), tmp_path / "run"
