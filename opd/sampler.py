@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from opd import elsewhere
 from opd.build import check_parts
 from opd.engines import vllm_folder
 from opd.engines.vllm import RATIO, VLLM, WEIGHTS, how
@@ -125,6 +126,11 @@ def check(settings: Settings, training: Training) -> None:
         raise SettingError("sampler", got=repr(settings.sampler), expected="vllm:http://HOST:PORT")
     if not hasattr(training.student, "tokenizer"):
         raise SettingError("a sampler writes texts", got=training.task.name, expected="a task of a language model")
+    url = settings.sampler.removeprefix(KIND).strip().rstrip("/")
+    for who, member in elsewhere.members(training.cast).items():
+        if url in getattr(getattr(member, "replicas", None), "urls", ()):
+            what = f"{url} is the {who}'s, and a sampler takes the student's weights"
+            raise SettingError(what, got="one server", expected="two")
     sample = training.method.sample
     writers = () if type(sample) in (FromStore, Solutions) else getattr(sample, "writers", ("student",))
     if "student" not in writers:

@@ -181,6 +181,13 @@ def test_a_method_that_needs_more_is_refused(folders, server, method, given, wor
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+def test_a_teacher_is_no_sampler(folders, server, tmp_path):
+    """It would be given the student's weights, and from then on read as the student does."""
+    with pytest.raises(SettingError, match=r"is the teacher's.*expected two"):
+        Run.new(settings(folders, f"vllm:{server.url}", sampler=f"vllm:{server.url}/", out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
 # ---- tokens that it is not asked about
 
 

@@ -44,7 +44,7 @@ class Spread:
     def read(self, contexts: Sequence[Rollout], want: Want) -> Answer:
         if not want.gather:
             return self.asked.read(contexts, want)
-        k = min(self.asked.most["topk"], self.learner.vocab)
+        k = max(want.topk, min(self.asked.most["topk"], self.learner.vocab))
         answer = self.asked.read(contexts, replace(want, gather="", chosen=True, topk=k))
         best, chosen = answer.dist, answer.chosen
         if not isinstance(best, TopDist) or chosen is None:

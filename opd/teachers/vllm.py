@@ -3,7 +3,7 @@
 --teacher vllm:http://HOST:PORT[,http://HOST:PORT ...][#MODEL]
 
 Tokens travel as ids, in both directions. Nobody can ask such a server about tokens of one's own choice, for whole
-distributions or for hidden states; `opd serve` gives those.
+distributions or for hidden states; `opd serve` gives those, and what the first may be worth can be guessed (spread.py).
 
 Axes: N rows, n rows of one text, K best tokens.
 """
