@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd import routes
+from opd import ahead, routes
 from opd.budget import Budget
 from opd.errors import DataError, NonFiniteError
 from opd.meter import count, metered
@@ -118,9 +118,9 @@ def fit_first(t: Training) -> dict[str, float]:
 def one_step(t: Training) -> Batch:
     """One batch: the student writes, the teacher reads what was written, the student learns from that."""
     clock, cast = Clock(), metered(t.cast)
-    visits = t.source.take(t.batch)
+    visits, heard = t.source.take(t.batch), ahead.overheard(t.method, cast)
     with clock("sample"):
-        groups = routes.tagged(grade(t.task, t.method.sample(cast, visits, t.step)), t.cast)
+        groups = routes.tagged(grade(t.task, t.method.sample(heard, visits, t.step)), t.cast)
     with clock("teach"):
         rows, sequences = prepare(groups, t.method, cast, t.step)
     fared = routes.Fared(t.cast)
@@ -137,7 +137,7 @@ def one_step(t: Training) -> Batch:
         if name != "student":
             member.follow(t.student, t.step + 1)
     numbers = {**summary(groups, written, done), **measured, **fared.metrics(), "teacher_tokens": float(count(cast))}
-    metrics = {"lr": t.rate(t.step), **numbers, **clock.seconds}
+    metrics = {"lr": t.rate(t.step), **numbers, **ahead.share(heard), **clock.seconds}
     for hook in t.method.hooks:
         metrics |= hook(cast, metrics, t.step)
     batch = Batch(t.step, groups, rows, sequences, metrics)

@@ -95,7 +95,14 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "served.retries": Metric("requests", "questions that were not answered and were sent again", "0."),
         "served.left_out": Metric("servers", "servers that did not answer when they were last asked", "0."),
         "served.bytes.*": Metric("bytes", "what travelled to the servers (sent) and back (received)"),
-        "served.seconds": Metric("s", "wall time between questions and their answers", "most of it is computing."),
+        "served.seconds": Metric("s", "wall time of waiting for answers", "most of it is computing."),
+        "ahead": Metric(
+            "share",
+            "of what the student wrote, the tokens of texts about which a server was asked while others were being"
+            " written",
+            "the more unequal the lengths, the higher; that share of the teacher's work costs no time.",
+        ),
+        "served.vain": Metric("texts", "texts that a server was asked about ahead, and that nobody then needed", "0."),
         "teacher.missed": Metric(
             "share",
             "named tokens of which a teacher that gives its best tokens alone said nothing; what these and the decided"

@@ -19,6 +19,7 @@ from opd.rollout import Array, Group, Message, Piece, Problem, Rollout, Sampling
 
 EVERY_LAYER = 0
 Cast = Mapping[str, Any]  # who takes part, by name: "student", "teacher", ...
+Ended = Callable[[Sequence[tuple[int, Array]]], None]  # texts, each the number of its prompt and its tokens [n]
 CAPABILITIES = ("chosen", "topk", "gather", "dist", "inner", "values", "text")
 
 

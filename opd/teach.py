@@ -16,7 +16,7 @@ from torch import Tensor
 from opd.dist import Dist, TopDist
 from opd.errors import AlignmentError, MethodError, TeacherError
 from opd.labels import labels
-from opd.method import Ask, Method, View
+from opd.method import Ask, Method, View, plain
 from opd.protocols import Answer, Cast, Want
 from opd.rollout import Group, Rollout
 from opd.rows import Rows
@@ -52,6 +52,17 @@ def passes(asks: Sequence[Ask]) -> list[list[Read]]:
     for read in reads(asks):
         together.setdefault((read.who, read.want), []).append(read)
     return list(together.values())
+
+
+def as_written(asks: Sequence[Ask]) -> list[tuple[str, Want]]:
+    """Who will be asked what about rollouts as they were written, where that needs no earlier answer."""
+    plainly = [together[0] for together in passes(asks) if any(read.view is plain for read in together)]
+    return [(read.who, _passed(read.want)) for read in plainly if not read.want.gather]
+
+
+def _passed(want: Want) -> Want:
+    """What the reader is asked: labels are drawn here, from whole distributions."""
+    return replace(want, dist=want.dist or want.label)
 
 
 def check_capabilities(method: Method, cast: Cast) -> None:
@@ -117,9 +128,7 @@ def teach(asks: Sequence[Ask], groups: Sequence[Group], rows: Rows, cast: Cast) 
         shown = [Shown(read, [_context(read, rollout, group) for rollout, group in members]) for read in together]
         contexts = [_asked(one, members[0][0], rows) for one in shown]
         who, want = together[0].who, together[0].want
-        whole = cast[who].read(
-            [context for some in contexts for context in some], replace(want, dist=want.dist or want.label)
-        )
+        whole = cast[who].read([context for some in contexts for context in some], _passed(want))
         start = 0
         for one, some in zip(shown, contexts, strict=True):
             end = start + sum(context.n for context in some)

@@ -30,7 +30,8 @@ ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "
 ALLOWED["budget"] = {"errors"}
 ALLOWED["meter"] = {"protocols", "rollout"}
 ALLOWED["routes"] = {"rows", "rollout", "protocols"}
-ALLOWED["loop"] = ALLOWED["step"] | {"step", "budget", "meter", "routes"}
+ALLOWED["ahead"] = {"rollout", "protocols", "method", "teach"}
+ALLOWED["loop"] = ALLOWED["step"] | {"step", "budget", "meter", "routes", "ahead"}
 OUTSIDE_RECIPES = {"transformers", "vllm", "ray", "torch.distributed", "safetensors", "pydantic"}
 
 

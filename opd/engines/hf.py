@@ -23,7 +23,7 @@ from opd.engines.answered import answered
 from opd.engines.hf_load import blocks_of, head_of, load_model, load_tokenizer, probe, real_tokens, same_tokens
 from opd.engines.hf_text import Speaker
 from opd.errors import DataError, ModelError
-from opd.protocols import Answer, Forward, Want, resolve_layers
+from opd.protocols import Answer, Ended, Forward, Want, resolve_layers
 from opd.rollout import Array, Piece, Rollout, Sampling
 
 __all__ = ["HFModel", "common_vocab", "load_model", "load_tokenizer", "same_tokenizer"]
@@ -147,8 +147,14 @@ class HFModel(Speaker):
 
     def write(self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[list[Piece]]:
         """For prompt i one piece per seed in seeds[i]; the stop token is a decision and part of the piece."""
+        return self.write_aloud(prompts, sampling, seeds, None)
+
+    def write_aloud(
+        self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]], ended: Ended | None
+    ) -> list[list[Piece]]:
+        """As `write`; `ended` is told of every text, once, when it leaves the batch, which depends on texts alone."""
         self.check(prompts, room=1)
-        return hf_write.write(self, prompts, sampling, seeds)
+        return hf_write.write(self, prompts, sampling, seeds, ended)
 
     def take_turns(
         self, teacher: Any, share: float, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]

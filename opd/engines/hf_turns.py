@@ -36,11 +36,12 @@ def take_turns(
     A text ends with what ends a text for either of the two.
     """
 
-    def some(prompts: Sequence[Array], seeds: Sequence[Sequence[int]]) -> list[Piece]:
-        ours, theirs = Reader(model, prompts, longest), teacher.reading(prompts, longest)
-        limits = room(prompts, seeds, min(ours.context, theirs.context), longest).to(model.device)
+    def some(batch: Sequence[int]) -> list[Piece]:
+        given, own = [prompts[i] for i in batch], [seeds[i] for i in batch]
+        ours, theirs = Reader(model, given, longest), teacher.reading(given, longest)
+        limits = room(given, own, min(ours.context, theirs.context), longest).to(model.device)
         stops = marked(ours.stops | theirs.stops | set(sampling.stop), model)
-        uniform = uniforms([seed for own in seeds for seed in own], 3 * int(limits.max()))
+        uniform = uniforms([seed for seeds in own for seed in seeds], 3 * int(limits.max()))
         uniform = uniform.unflatten(-1, (-1, 3)).to(model.device)
 
         def choose(inside: Tensor, t: int) -> Mapping[str, Tensor]:
@@ -48,7 +49,7 @@ def take_turns(
             expert = theirs.logits().to(plain).log_softmax(-1)
             return take_turn(plain, expert, share, sampling, uniform[inside, t])
 
-        return decode([ours, theirs], choose, origins(seeds), limits, stops)
+        return decode([ours, theirs], choose, origins(own), limits, stops)
 
     longest = sampling.max_new or model.max_new
     return in_batches(prompts, seeds, model.max_sequences, some)

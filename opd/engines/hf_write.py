@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from opd.engines.hf_lean import lean
 from opd.engines.sampling import draw, truncate, uniforms
+from opd.protocols import Ended
 from opd.rollout import Array, End, Piece, Sampling
 
 if TYPE_CHECKING:
@@ -39,19 +40,27 @@ class Reading(Protocol):
 
 @torch.no_grad()
 def write(
-    model: HFModel, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    model: HFModel,
+    prompts: Sequence[Array],
+    sampling: Sampling,
+    seeds: Sequence[Sequence[int]],
+    ended: Ended | None = None,
 ) -> list[list[Piece]]:
-    def some(prompts: Sequence[Array], seeds: Sequence[Sequence[int]]) -> list[Piece]:
-        limits = room(prompts, seeds, model.context, sampling.max_new or model.max_new).to(model.device)
-        reader, steps = Reader(model, prompts, int(limits.max())), int(limits.max())
-        flat = [seed for own in seeds for seed in own]
+    """As HFModel.write_aloud."""
+
+    def some(batch: Sequence[int]) -> list[Piece]:
+        given, own = [prompts[i] for i in batch], [seeds[i] for i in batch]
+        limits = room(given, own, model.context, sampling.max_new or model.max_new).to(model.device)
+        reader, steps = Reader(model, given, int(limits.max())), int(limits.max())
+        flat = [seed for seeds in own for seed in seeds]
         uniform = None if sampling.greedy else uniforms(flat, steps).to(model.device)
 
         def choose(inside: Tensor, t: int) -> Mapping[str, Tensor]:
             found = next_token(reader.logits(), sampling, None if uniform is None else uniform[inside, t])
             return dict(zip(("token", "behaviour", "untruncated"), found, strict=True))
 
-        return decode([reader], choose, origins(seeds), limits, marked(reader.stops | set(sampling.stop), model))
+        told = ended and (lambda texts: ended([(batch[i], tokens) for i, tokens in texts]))
+        return decode([reader], choose, origins(own), limits, marked(reader.stops | set(sampling.stop), model), told)
 
     return in_batches(prompts, seeds, model.max_sequences, some)
 
@@ -60,12 +69,12 @@ def in_batches(
     prompts: Sequence[Array],
     seeds: Sequence[Sequence[int]],
     limit: int,
-    some: Callable[[Sequence[Array], Sequence[Sequence[int]]], list[Piece]],
+    some: Callable[[Sequence[int]], list[Piece]],
 ) -> list[list[Piece]]:
-    """What `some` writes, a few prompts at a time: per prompt one piece for each of its seeds."""
+    """What `some` writes after the prompts of these numbers, a few at a time: per prompt a piece for each seed."""
     pieces: list[list[Piece]] = [[] for _ in prompts]
     for batch in _batches(prompts, seeds, limit):
-        written = iter(some([prompts[i] for i in batch], [seeds[i] for i in batch]))
+        written = iter(some(batch))
         for i in batch:
             pieces[i] = [next(written) for _ in seeds[i]]
     return pieces
@@ -102,8 +111,18 @@ def marked(stops: Iterable[int], model: HFModel) -> Tensor:
     return found
 
 
-def decode(readers: Sequence[Reading], choose: Choose, origin: Tensor, limits: Tensor, stops: Tensor) -> list[Piece]:
-    """One token after the other: `choose` says which, and every reader reads it. All [B], stops [V]."""
+def decode(
+    readers: Sequence[Reading],
+    choose: Choose,
+    origin: Tensor,
+    limits: Tensor,
+    stops: Tensor,
+    told: Ended | None = None,
+) -> list[Piece]:
+    """One token after the other: `choose` says which, and every reader reads it. All [B], stops [V].
+
+    `told` hears of the texts that leave the batch, and at the end of all others.
+    """
     steps, device = int(limits.max()), limits.device
     for reader in readers:
         reader.select(origin.to(device))
@@ -123,13 +142,24 @@ def decode(readers: Sequence[Reading], choose: Choose, origin: Tensor, limits: T
         if not len(going):
             break
         if len(going) <= KEPT * len(inside):
+            if told:
+                told(_ended(columns["token"], ends, origin, inside))
             inside, ids = inside[going], ids[going]
             for reader in readers:
                 reader.select(going)
         for reader in readers:
             reader.read(ids)
+    if told:
+        told(_ended(columns["token"], ends, origin, inside))
     stopped = stops[columns["token"].gather(1, ends[:, None] - 1)].squeeze(1)
     return _pieces(columns, ends, stopped)
+
+
+def _ended(tokens: Tensor, ends: Tensor, origin: Tensor, inside: Tensor) -> list[tuple[int, Array]]:
+    """Of the sequences in the batch that have ended, the number of each one's prompt, and its tokens."""
+    gone = inside[ends[inside] > 0]
+    found = tokens[gone].cpu().numpy().astype(np.int32)
+    return [(i, row[:n]) for i, row, n in zip(origin[gone.cpu()].tolist(), found, ends[gone].tolist(), strict=True)]
 
 
 def next_token(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,7 +30,7 @@ from opd.rollout import STUDENT, Array, Piece, Problem, Sampling, continued
 if TYPE_CHECKING:
     from opd.engines.hf import HFModel
 
-LOCAL = ("take_turns", "reading")  # what only a model in this process can do
+LOCAL = ("take_turns", "reading", "write_aloud")  # what only a model in this process can do
 CHUNK = 512  # decisions whose [V] distributions exist at the same time
 TRIED = 0.1  # how far weights are moved to see whether the server follows, as a share of their size
 TRIED_HEAD = 1.0  # and the head: if that stays behind, it is by more than any precision could be off

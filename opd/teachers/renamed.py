@@ -6,7 +6,7 @@ Axes: N rows, n rows of one context, K support, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +38,12 @@ class Renamed:
     def read(self, contexts: Sequence[Rollout], want: Want) -> Answer:
         answer: Answer = self.teacher.read([self._as_theirs(c, want) for c in contexts], want)
         return answer if answer.dist is None else replace(answer, dist=self._as_ours(answer.dist))
+
+    def hearing(self, want: Want) -> Callable[[Sequence[Rollout]], None] | None:
+        """As of a teacher elsewhere, who hears of texts in his own names."""
+        begin = getattr(self.teacher, "hearing", None)
+        hear = begin(want) if begin else None
+        return (lambda texts: hear([self._as_theirs(text, want) for text in texts])) if hear else None
 
     def follow(self, student: Student, step: int) -> None:
         self.teacher.follow(student, step)

@@ -13,6 +13,7 @@ import uuid
 import weakref
 from collections import Counter
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -71,14 +72,20 @@ class Background:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=_forever, args=(self.loop,), name="opd-served", daemon=True).start()
 
+    def start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """The result; a Ctrl-C that arrives here cancels the work."""
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        return waited(self.start(work))
+
+
+def waited(future: Future[Result]) -> Result:
+    """The result; a Ctrl-C that arrives here cancels the work."""
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
 
 
 def _forever(loop: asyncio.AbstractEventLoop) -> None:
@@ -98,6 +105,7 @@ class Replicas:
     model: str = ""  # the weights that are meant, once they are known
     hurried: bool = False  # nothing is tried again
     in_flight: int = IN_FLIGHT  # questions per server at a time
+    rooms: dict[int, asyncio.Semaphore] = field(default_factory=dict[int, asyncio.Semaphore])  # one for each such limit
     told: Counter[str] = field(default_factory=Counter[str])
     server: ClassVar[str] = "opd serve"
     another: ClassVar[int] = 409  # the status by which a server says that it has another model
@@ -149,9 +157,18 @@ class Replicas:
 
     def ask(self, questions: Sequence[Question], of: Replica | None = None) -> list[list[Any]]:
         """The blocks of every answer; questions go to whoever is least busy, or all to one server."""
+        return self.wait(self.start(questions, of))
+
+    def start(self, questions: Sequence[Question], of: Replica | None = None) -> Future[list[list[Any]]]:
+        """Asks, and does not wait: questions of several calls queue for the same places."""
+        room = self.rooms.setdefault(self.in_flight, asyncio.Semaphore(self.in_flight * len(self.members)))
+        return self.background.start(self._all(questions, of, room))
+
+    def wait(self, answers: Future[list[list[Any]]]) -> list[list[Any]]:
+        """What `start` has asked for."""
         start = time.perf_counter()
         try:
-            return self.background.run(self._all(questions, of))
+            return waited(answers)
         finally:
             self.counts["seconds"] += time.perf_counter() - start  # pyright: ignore[reportArgumentType]
 
@@ -179,9 +196,7 @@ class Replicas:
             what = f"{member.url}{path} is no address of {self.server}"
             raise Unanswered(what, got="no JSON", expected=f"the address that '{self.server}' printed") from None
 
-    async def _all(self, questions: Sequence[Question], of: Replica | None) -> list[list[Any]]:
-        room = asyncio.Semaphore(self.in_flight * len(self.members))
-
+    async def _all(self, questions: Sequence[Question], of: Replica | None, room: asyncio.Semaphore) -> list[list[Any]]:
         async def one(question: Question) -> list[Any]:
             async with room:
                 return await self._one(question, of)

@@ -5,7 +5,7 @@ One teacher per task is the multi-task setting of "Revisiting On-Policy Distilla
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -64,6 +64,17 @@ class Routed:
         ]
         places = np.searchsorted(asked, np.repeat(routes, [context.n for context in contexts]))
         return merged(answers, torch.from_numpy(places))
+
+    def hearing(self, want: Want) -> Callable[[Sequence[Rollout]], None] | None:
+        """As of a teacher elsewhere: every text goes to its own teacher, if that one can be asked ahead."""
+        begun = {name: begin(want) for name, one in self.members.items() if (begin := getattr(one, "hearing", None))}
+
+        def hear(texts: Sequence[Rollout]) -> None:
+            for name, tell in begun.items():
+                if own := [text for text in texts if self.routes[self.route(text.problem)] == name]:
+                    tell(own)
+
+        return hear if begun else None
 
     def follow(self, student: Student, step: int) -> None:
         for member in self.members.values():

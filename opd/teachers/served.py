@@ -6,8 +6,10 @@ Axes: N rows, n rows of one block, K support, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from opd.protocols import Answer, Want, resolve_layers
 from opd.rollout import Array, Piece, Problem, Rollout, Sampling
 from opd.serve import identity, wire
 from opd.serve.wire import Block
+from opd.teachers.early import Read
 from opd.teachers.remote import Remote
 from opd.teachers.replicas import Question, Replica, Replicas
 
@@ -81,16 +84,23 @@ class Served(Remote, Speaker):
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, contexts: Sequence[Rollout], want: Want) -> Answer:
-        numbers = [number for number, context in enumerate(contexts) if context.n]
-        if not numbers:
+        texts = [context for context in contexts if context.n]
+        if not texts:
             return Answer()
-        parts = [[numbers[i] for i in part] for part in self._parts([contexts[i] for i in numbers], want)]
-        questions = [self._question([contexts[i] for i in part], want) for part in parts]
-        starts = np.cumsum([0, *(context.n for context in contexts)])
-        found: dict[str, Tensor] = {}
-        for part, blocks in zip(parts, self.replicas.ask(questions), strict=True):
-            self._collect(found, blocks, part, starts, self._shapes(contexts, want))
-        return self._answer(found, torch.from_numpy(np.concatenate([c.decisions for c in contexts])).long(), want)
+        said = self._columns(texts, want)
+        found = {name: torch.cat([one[name] for one in said]) for name in said[0]}
+        return self._answer(found, torch.from_numpy(np.concatenate([text.decisions for text in texts])).long(), want)
+
+    def _sent(self, texts: Sequence[Rollout], want: Want) -> tuple[Future[Any], Read]:
+        parts = self._parts(texts, want)
+        about = [[texts[i] for i in part] for part in parts]
+
+        def read(answers: Sequence[Sequence[Block]]) -> list[dict[str, Tensor]]:
+            said = [self._said(blocks, some, want) for blocks, some in zip(answers, about, strict=True)]
+            whose = dict(zip(chain(*parts), chain(*said), strict=True))
+            return [whose[i] for i in range(len(texts))]
+
+        return self.replicas.start([self._question(some, want) for some in about]), read
 
     def _parts(self, contexts: Sequence[Rollout], want: Want) -> list[list[int]]:
         """Numbers of contexts by question: those of one prompt together, about one pass each, some for every server."""
@@ -134,39 +144,32 @@ class Served(Remote, Speaker):
         shapes |= {"hidden": (self.width,)} if want.dist else {}
         return shapes | ({"gathered": contexts[0].columns[want.gather].shape[1:]} if want.gather else {})
 
-    def _collect(
-        self,
-        found: dict[str, Tensor],
-        blocks: Sequence[Block],
-        part: Sequence[int],
-        starts: Array,
-        shapes: Mapping[str, tuple[int, ...]],
-    ) -> None:
-        """Puts the rows of one answer into their places, after a look at every number."""
-        seen = np.zeros(len(part), int)
+    def _said(self, blocks: Sequence[Block], texts: Sequence[Rollout], want: Want) -> list[dict[str, Tensor]]:
+        """What one answer says of every text, after a look at every number."""
+        seen, shapes = np.zeros(len(texts), int), self._shapes(texts, want)
+        said: list[dict[str, Tensor]] = [{} for _ in texts]
         for block in blocks:
-            texts = block.tensors.pop("texts", torch.empty(0)).numpy()
+            whose = block.tensors.pop("texts", torch.empty(0)).numpy()
             if not (
-                texts.dtype == np.int32
-                and texts.ndim == 1
-                and len(texts)
-                and ((texts >= 0) & (texts < len(part))).all()
+                whose.dtype == np.int32
+                and whose.ndim == 1
+                and len(whose)
+                and ((whose >= 0) & (whose < len(texts))).all()
             ):
                 raise self._wrong("does not say whose answer it gives")
-            seen[texts] += 1
-            places = [np.arange(int(starts[part[t]]), int(starts[part[t] + 1])) for t in texts.tolist()]
-            rows = torch.from_numpy(np.concatenate(places))
+            seen[whose] += 1
+            sizes = [texts[i].n for i in whose]
             if set(block.tensors) != set(shapes):
                 raise self._wrong(f"gave {sorted(block.tensors)}, expected {sorted(shapes)}")
             for name, x in block.tensors.items():
-                if x.shape != (len(rows), *shapes[name]):
-                    raise self._wrong(f"gave {name} of shape {list(x.shape)}, expected {[len(rows), *shapes[name]]}")
+                if x.shape != (sum(sizes), *shapes[name]):
+                    raise self._wrong(f"gave {name} of shape {list(x.shape)}, expected {[sum(sizes), *shapes[name]]}")
                 self._check(name, x)
-                if name not in found:
-                    found[name] = x.new_empty(int(starts[-1]), *x.shape[1:])
-                found[name][rows] = x
+                for i, own in zip(whose, x.split(sizes), strict=True):
+                    said[i][name] = own
         if not (seen == 1).all():
-            raise self._wrong(f"answered {int((seen == 1).sum())} of {len(part)} texts once")
+            raise self._wrong(f"answered {int((seen == 1).sum())} of {len(texts)} texts once")
+        return said
 
     def _check(self, name: str, x: Tensor) -> None:
         """Every number is one that can be."""
@@ -291,12 +294,9 @@ class Served(Remote, Speaker):
 
     def _asked(self, texts: Sequence[Rollout], member: Replica) -> list[Array]:
         """[n] log-probs per text, from one server."""
-        question, want = self._question(texts, Want(chosen=True)), Want(chosen=True)
-        starts = np.cumsum([0, *(text.n for text in texts)])
-        found: dict[str, Tensor] = {}
-        (blocks,) = self.replicas.ask([question], member)
-        self._collect(found, blocks, range(len(texts)), starts, self._shapes(texts, want))
-        return np.split(found["chosen"].double().numpy(), starts[1:-1])
+        want = Want(chosen=True)
+        (blocks,) = self.replicas.ask([self._question(texts, want)], member)
+        return [said["chosen"].double().numpy() for said in self._said(blocks, texts, want)]
 
 
 def _text(ids: Array, first: int) -> Rollout:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from opd.protocols import Answer, Want
 from opd.rollout import Array, End, Message, Piece, Rollout, Sampling
 from opd.teachers import vllm_server
 from opd.teachers.completions import Completions
+from opd.teachers.early import Read
 from opd.teachers.prompt_logprobs import ENTRY, Malformed, rows_of
 from opd.teachers.remote import Remote
 from opd.teachers.replicas import RESUME, Question, Replica
@@ -97,12 +99,17 @@ class VLLMTeacher(Remote):
         if not texts:
             return Answer()
         k, device = want.topk, self.learner.device
-        self.replicas.in_flight = READINGS
-        found = self._asked(self._parts(texts, k), k)
+        found = self._columns(texts, want)
         columns = {name: torch.from_numpy(np.concatenate([one[name] for one in found])).to(device) for name in found[0]}
         decided = torch.from_numpy(np.concatenate([text.decisions for text in texts])).long().to(device)
         chosen = columns["chosen"] if want.chosen else None
         return Answer(TopDist(columns["ids"], columns["top"], decided, chosen) if k else None, chosen)
+
+    def _sent(self, texts: Sequence[Rollout], want: Want) -> tuple[Future[Any], Read]:
+        whole, k = self._whole(self._parts(texts, want.topk)), want.topk
+        self.replicas.in_flight = READINGS
+        answers = self.replicas.start([self._question(part, k) for part in whole])
+        return answers, lambda found: self._said(found, whole, k)
 
     def _parts(self, texts: Sequence[Rollout], k: int) -> list[list[Rollout]]:
         """The texts of each question: some for every server, and no answer of it too large."""
@@ -127,12 +134,19 @@ class VLLMTeacher(Remote):
                 remedy="Start it with a larger --max-model-len, or lower --max-new",
             )
 
+    def _whole(self, parts: Sequence[Sequence[Rollout]]) -> list[list[Rollout]]:
+        """The texts of each question, with the short text as its last."""
+        return [[*part, self.witness] for part in parts]
+
     def _asked(self, parts: Sequence[Sequence[Rollout]], k: int, of: Replica | None = None) -> list[dict[str, Array]]:
-        """What is said of every text; each part is one question, with the short text as its last."""
-        whole = [[*part, self.witness] for part in parts]
-        answers = self.replicas.ask([self._question(part, k) for part in whole], of)
+        """What is said of every text; each part is one question."""
+        whole = self._whole(parts)
+        return self._said(self.replicas.ask([self._question(part, k) for part in whole], of), whole, k)
+
+    def _said(self, answers: Sequence[Any], parts: Sequence[Sequence[Rollout]], k: int) -> list[dict[str, Array]]:
+        """What the answers say of every text but the short one, which is only to be recognised."""
         found: list[dict[str, Array]] = []
-        for part, (answer,) in zip(whole, answers, strict=True):
+        for part, (answer,) in zip(parts, answers, strict=True):
             said = [self._rows(*pair, k) for pair in zip(_choices(answer, len(part)), part, strict=True)]
             self._recognise(said.pop()["chosen"])
             found += said
