@@ -1,27 +1,25 @@
 """Texts of the student go to whoever is going to read them as soon as they have ended, while others are being written.
 
 Only what will be asked anyway is asked ahead: about rollouts as they were written, where no earlier answer is needed
-for the question. A reader who can do that has `hearing(want)`, which begins a batch and gives back a function that
-takes texts and does not wait for what is said of them; his `read` then asks for the rest alone. When a text is passed
-on follows from the texts and never from time, so that a seed fixes what is asked together.
+for the question. When a text is passed on follows from the texts and never from time, so that a seed fixes what is
+asked together.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from opd.method import Method
-from opd.protocols import Cast
+from opd.protocols import Cast, Hear
 from opd.rollout import GIVEN, STUDENT, Array, Piece, Problem, Rollout, Sampling
 from opd.teach import as_written
 
 REREAD = 0.25  # the share of what is read that may be a prompt read once more; with more of it a text is held back
-Hearer = Callable[[Sequence[Rollout]], None]
 
 
 class Aloud:
@@ -30,7 +28,7 @@ class Aloud:
     `rows` counts the decisions that it wrote so, `ahead` those of texts that were passed on while it was still writing.
     """
 
-    def __init__(self, student: Any, hearers: Sequence[Hearer]) -> None:
+    def __init__(self, student: Any, hearers: Sequence[Hear]) -> None:
         self.student, self.hearers = student, hearers
         self.rows = self.ahead = 0
 
@@ -62,7 +60,7 @@ class Telling:
     problems: Sequence[Problem]
     prompts: Sequence[Array]
     left: list[int]
-    pass_on: Hearer
+    pass_on: Hear
     held: dict[int, list[Array]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:

@@ -19,7 +19,8 @@ from opd.rollout import Array, Group, Message, Piece, Problem, Rollout, Sampling
 
 EVERY_LAYER = 0
 Cast = Mapping[str, Any]  # who takes part, by name: "student", "teacher", ...
-Ended = Callable[[Sequence[tuple[int, Array]]], None]  # texts, each the number of its prompt and its tokens [n]
+Ended = Callable[[Sequence[tuple[int, Array]]], None]  # told of texts: the number of each one's prompt, its tokens [n]
+Hear = Callable[[Sequence[Rollout]], None]  # takes texts and does not wait for what is said of them
 CAPABILITIES = ("chosen", "topk", "gather", "dist", "inner", "values", "text")
 
 
@@ -120,6 +121,24 @@ class Writer(Protocol):
 
     def render(self, messages: Sequence[Message]) -> Array: ...  # [T] ids, ready to be continued
     def decode(self, tokens: Array) -> str: ...
+
+
+class Listener(Teacher, Protocol):
+    """A teacher that can be asked about texts while others are still being written."""
+
+    def hearing(self, want: Want) -> Hear | None:
+        """Begins a batch: `read` with this `want` need not ask again about texts that the result has taken."""
+        ...
+
+
+class Narrator(Writer, Protocol):
+    """A writer that tells of texts as they end."""
+
+    def write_aloud(
+        self, prompts: Sequence[Array], sampling: Sampling, seeds: Sequence[Sequence[int]], ended: Ended | None
+    ) -> list[list[Piece]]:
+        """As `write`; `ended` is told of every text, once, at a moment that follows from the texts alone."""
+        ...
 
 
 def write_for(

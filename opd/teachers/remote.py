@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from typing import Any
 
-from opd.protocols import Student, Want
+from opd.protocols import Hear, Student, Want
 from opd.rollout import Rollout
 from opd.teachers.early import Columns, Early, Read
 
@@ -22,7 +22,7 @@ class Remote:
     def early(self) -> Early:
         return Early()
 
-    def hearing(self, want: Want) -> Callable[[Sequence[Rollout]], None]:
+    def hearing(self, want: Want) -> Hear:
         """Begins a batch: texts that are passed to the result are asked about at once, and `read` need not ask again.
 
         What was asked ahead for the last batch and is still here is forgotten, so that no batch depends on another.

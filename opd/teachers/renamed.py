@@ -6,7 +6,7 @@ Axes: N rows, n rows of one context, K support, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from opd.dist import Dist, HeadDist, TableDist, TopDist
 from opd.engines.hf_write import Reading
 from opd.errors import TeacherError
-from opd.protocols import Answer, Student, Want
+from opd.protocols import Answer, Hear, Student, Want
 from opd.rollout import Array, End, Message, Piece, Rollout, Sampling
 
 
@@ -39,7 +39,7 @@ class Renamed:
         answer: Answer = self.teacher.read([self._as_theirs(c, want) for c in contexts], want)
         return answer if answer.dist is None else replace(answer, dist=self._as_ours(answer.dist))
 
-    def hearing(self, want: Want) -> Callable[[Sequence[Rollout]], None] | None:
+    def hearing(self, want: Want) -> Hear | None:
         """As of a teacher elsewhere, who hears of texts in his own names."""
         begin = getattr(self.teacher, "hearing", None)
         hear = begin(want) if begin else None

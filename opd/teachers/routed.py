@@ -5,7 +5,7 @@ One teacher per task is the multi-task setting of "Revisiting On-Policy Distilla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opd.errors import DataError, SettingError, TeacherError, nearest
-from opd.protocols import Answer, Student, Want, write_for
+from opd.protocols import Answer, Hear, Student, Want, write_for
 from opd.rollout import TEACHER_ID, Array, Message, Piece, Problem, Rollout, Sampling
 from opd.teachers.mixed import Mixed, gathered
 
@@ -65,7 +65,7 @@ class Routed:
         places = np.searchsorted(asked, np.repeat(routes, [context.n for context in contexts]))
         return merged(answers, torch.from_numpy(places))
 
-    def hearing(self, want: Want) -> Callable[[Sequence[Rollout]], None] | None:
+    def hearing(self, want: Want) -> Hear | None:
         """As of a teacher elsewhere: every text goes to its own teacher, if that one can be asked ahead."""
         begun = {name: begin(want) for name, one in self.members.items() if (begin := getattr(one, "hearing", None))}
 
