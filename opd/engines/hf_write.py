@@ -6,6 +6,7 @@ Axes: B sequences, b sequences still in the batch, T positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -59,10 +60,14 @@ def write(
             found = next_token(reader.logits(), sampling, None if uniform is None else uniform[inside, t])
             return dict(zip(("token", "behaviour", "untruncated"), found, strict=True))
 
-        told = ended and (lambda texts: ended([(batch[i], tokens) for i, tokens in texts]))
+        told = partial(_pass_on, ended, batch) if ended else None
         return decode([reader], choose, origins(own), limits, marked(reader.stops | set(sampling.stop), model), told)
 
     return in_batches(prompts, seeds, model.max_sequences, some)
+
+
+def _pass_on(ended: Ended, batch: Sequence[int], texts: Sequence[tuple[int, Array]]) -> None:
+    ended([(batch[i], tokens) for i, tokens in texts])
 
 
 def in_batches(
