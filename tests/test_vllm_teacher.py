@@ -129,6 +129,18 @@ def test_every_answer_is_the_local_one(folders, server):
     assert teacher.manifest["version"] == "0.0.stand-in" and teacher.most == {"topk": 20}
 
 
+def test_what_was_asked_ahead_is_not_asked_again_and_is_the_same(folders, server):
+    teacher, want = met(folders, server.url), Want(chosen=True, topk=5)
+    texts = written(teacher.learner)
+    plain = teacher.read(texts, want)
+    teacher.hearing(want)(texts[:4])
+    (asked,) = teacher.early.waiting
+    again = teacher.read(texts, want)
+    assert len(asked.keys) == len({text.tokens.tobytes() for text in texts[:4]}) and not teacher.early.waiting
+    assert (again.dist.ids == plain.dist.ids).all() and teacher.tell()["served.vain"] == 0
+    assert (again.dist.values - plain.dist.values).abs().max() < 1e-6 > (again.chosen - plain.chosen).abs().max()
+
+
 def test_questions_are_cut_and_put_together_again(folders, server, monkeypatch):
     teacher = met(folders, server.url)
     texts = written(teacher.learner, 5)
