@@ -34,9 +34,9 @@ from opd.rollout import Array, Problem, Sampling, Visit
 from opd.step import prepare
 from opd.teachers.served import Served
 
-TEACHER = 512, 12, 8  # width, layers, heads: its reading should take about as long as the student's writing
-SIZES = Sizes(vocab=32_000, batch=32, new=256)
-MEAN = 64  # tokens after which a text has ended on average, were there no limit
+TEACHER = 512, 8, 8  # width, layers, heads: its reading should take about as long as the student's writing
+SIZES = Sizes(vocab=32_000, batch=16, new=128)
+MEAN = 32  # tokens after which a text has ended on average, were there no limit
 
 
 def method() -> Method:
