@@ -9,7 +9,6 @@ over the ratios of pairs. Learning, which comes after both, is left out.
 
 from __future__ import annotations
 
-import argparse
 import os
 import secrets
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import STUDENT, Sizes, llama, prompts, put, tokenizer
+from common import STUDENT, Sizes, begun, llama, prompts, put, tokenizer
 from served import Server
 
 from opd.ahead import overheard, share
@@ -83,11 +82,7 @@ def table(found: Array) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md too")
-    arguments = parser.parse_args()
-    load = f"Load of the machine at the start: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores."
+    arguments, load = begun("pairs", 5)
     torch.set_num_threads(1)
     torch.manual_seed(SIZES.seed)
     os.environ["OPD_SERVE_TOKEN"] = os.environ["OPD_TEACHER_TOKEN"] = secrets.token_urlsafe(24)

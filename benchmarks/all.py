@@ -8,16 +8,14 @@ TRL alternate, and the ratio is the one of medians over all steps of all process
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 from typing import Any
 
 import torch
-from common import HERE, put, seconds
+from common import HERE, begun, put, seconds
 
 PYTHON = {"opd": sys.executable, "trl": str(HERE.parent / ".venv-bench/bin/python")}
 STEPS = {64: 12, 32_000: 6}
@@ -92,11 +90,7 @@ def others() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--processes", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md too")
-    arguments = parser.parse_args()
-    load = f"Load of the machine at the start: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores."
+    arguments, load = begun("processes", 3)
     tables = "\n".join([load, "", *bound(), "", *step_table(steps(arguments.processes)), "", *others()])
     print(tables)
     if arguments.write:

@@ -143,6 +143,14 @@ def best(values: Iterable[float]) -> dict[str, float]:
     return {"min": round(min(values), 4), "median": round(statistics.median(values), 4)}
 
 
+def begun(repeats: str, times: int) -> tuple[argparse.Namespace, str]:
+    """What was typed, `--write` and how often (`repeats` names it), and a sentence on what else the machine does."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument(f"--{repeats}", type=int, default=times)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md too")
+    return parser.parse_args(), f"Load of the machine at the start: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores."
+
+
 def put(script: str, tables: str) -> None:
     """Puts what a script has measured into its place in docs/benchmarks.md."""
     page = HERE.parent / "docs" / "benchmarks.md"

@@ -10,7 +10,6 @@ prompt of its own, so that neither side is spared anything.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import TEACHER, Sizes, llama, prompts, put, tokenizer
+from common import TEACHER, Sizes, begun, llama, prompts, put, tokenizer
 
 from opd.engines.hf import HFModel
 from opd.protocols import Want
@@ -162,11 +161,7 @@ def throughput(servers: dict[str, Server], asked: Sequence[Rollout], repeats: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md too")
-    arguments = parser.parse_args()
-    load = f"Load of the machine at the start: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores."
+    arguments, load = begun("pairs", 5)
     torch.set_num_threads(1)
     torch.manual_seed(SIZES.seed)
     os.environ["OPD_SERVE_TOKEN"] = os.environ["OPD_TEACHER_TOKEN"] = secrets.token_urlsafe(24)

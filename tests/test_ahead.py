@@ -35,11 +35,7 @@ METHOD = {"method": "gkd", "parameters": {"lam": 1.0}, "teacher_timeout": 30.0, 
 TIMED = ("seconds.", "served.seconds", "served.bytes", "served.requests", "served.retries")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def token():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPD_TEACHER_TOKEN", TOKEN)
-        yield
+pytestmark = pytest.mark.usefixtures("token")
 
 
 @pytest.fixture(scope="module")

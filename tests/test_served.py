@@ -32,11 +32,7 @@ PATIENT = {"teacher_timeout": 30.0, "teacher_patience": 120.0}
 HASTY = {"teacher_timeout": 1.0, "teacher_patience": 0.6}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def token():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPD_TEACHER_TOKEN", TOKEN)
-        yield
+pytestmark = pytest.mark.usefixtures("token")
 
 
 @pytest.fixture(scope="module")
