@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from opd.probe.plan import Plan
+from opd.probe.report import Report
 from opd.probe.verdict import state
-
-if TYPE_CHECKING:
-    from opd.probe.report import Report
 
 CUT = 0.2  # share of answers without an end from which it is worth a note
 CONFOUNDED = 0.3  # correlation of length with grade from which it is
