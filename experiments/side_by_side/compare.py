@@ -138,7 +138,7 @@ def needs(name: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"))
+    parser.add_argument("--out", type=lambda name: Path(name).resolve(), default="runs/reproduce")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))

@@ -28,7 +28,7 @@ def reproduce(
     say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Runs what is not done yet and writes OUT/METHOD/claim.json; raises Stopped after Ctrl-C."""
-    outcomes = list[Outcome]()
+    outcomes, out = list[Outcome](), out.resolve()  # a run is another one if its models are named otherwise
     for number, case in enumerate(claim.case):
         say(f"case {number + 1} of {len(claim.case)}: {case.name}")
         contest = contest_of(
