@@ -11,6 +11,7 @@ given again, goes on. The table is in OUT/side_by_side.md after every method; `o
 
 import argparse
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
@@ -23,7 +24,7 @@ from experiments.side_by_side.models import pair
 from opd import contract, recipes
 from opd.checkpoint import write_text
 from opd.claims import models
-from opd.claims.page import number
+from opd.claims.page import number, rate
 from opd.cli.comparing_display import Lines
 from opd.cli.methods import toy_build
 from opd.cli.quiet import hush
@@ -42,12 +43,14 @@ SHOWN = ("sampled", "greedy", "reverse_kl", *COSTS.values())
 WORDS = {"representation": "representation:bridge=8"}  # these models differ in their width
 EMBEDDED = "embedded"
 TASKS = (EMBEDDED, *KINDS)
-HEAD = """Every method with its published defaults, {steps} batches of {answers} answers, the best of one grid of rates,
-{seeds} seeds: share of sampled answers that are right, mean and 95 % interval. *embedded*: the sums of the package;
-*countdown* and *sums*: of reasoning_gym. Tokens learned from, tokens that teachers read or wrote, peak memory and
-seconds of one core per batch are those of the first task; the rate was chosen by one run each. A method whose teacher
-is a copy of the student never sees the teacher, and one that needs references or a verifier alone never asks it.
-Made by `python -m experiments.side_by_side.compare`.
+ABOUT = {EMBEDDED: "the running totals of the package"}  # and all others are of reasoning_gym
+HEAD = """
+Every method with its published defaults, {steps} batches of {answers} answers, {seeds} seeds: share of
+sampled answers that are right, mean and 95 % interval, on {tasks}. Its rate, the best of one grid by one run
+each, its tokens learned from, tokens that teachers read or wrote, peak memory and seconds of one core per
+batch are those of the first task. A method whose teacher is a copy of the student, or that needs a verifier
+or references alone, never sees the teacher; where the best rate is the end of the grid, a better one may lie
+beyond. What a task refused stands under the table. Made by `python -m experiments.side_by_side.compare`.
 """
 
 
@@ -86,23 +89,32 @@ def tried(contest: Contest, name: str, task: str, jobs: int) -> Values:
 # ---- the table
 
 
-def document(rows: Sequence[Values], seeds: int) -> str:
+def document(rows: Sequence[Values], seeds: int, rates: Sequence[float]) -> str:
     """One line per method: sampled accuracy on every task, its costs on the first, its needs, when to use it."""
     by = {(row["name"], row["task"]): row for row in rows}
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
-    heads = ["method", *(f"{task}, % right" for task in tasks), *COSTS, "s per batch", "needs", "when to use it"]
+    heads = [
+        "method",
+        *(f"{task}, % right" for task in tasks),
+        "rate",
+        *COSTS,
+        "s per batch",
+        "needs",
+        "when to use it",
+    ]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for role, words in (("before", "*the student before*"), ("teacher", "*the teacher*")):
-        cells = [edge(rows, task, role) for task in tasks] + [""] * (len(COSTS) + 3)
+        cells = [edge(rows, task, role) for task in tasks] + [""] * (len(COSTS) + 4)
         lines.append(f"| {words} | {' | '.join(cells)} |")
     for name in dict.fromkeys(row["name"] for row in rows):
-        cells = [result(by.get((name, task))) for task in tasks] + costs(by.get((name, tasks[0])))
+        cells = [result(by.get((name, task))) for task in tasks] + costs(by.get((name, tasks[0])), rates)
         cells += [", ".join(needs(name)) or "nothing", recipes.describe(name).when]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     refused = [f"- `{row['name']}` on {row['task']}: {row['refused']}" for row in rows if "refused" in row]
     broken = [f"- `{row['name']}` on {row['task']} broke, {error}" for row in rows for error in row["errors"]]
-    head = HEAD.format(steps=STEPS, answers=ANSWERS, seeds=seeds)
-    return "\n".join([head, *lines, "", *refused, *broken]) + "\n"
+    about = " and ".join(ABOUT.get(task, f"{task} of reasoning_gym") for task in tasks)
+    head = textwrap.fill(HEAD.strip().format(steps=STEPS, answers=ANSWERS, seeds=seeds, tasks=about), 119)
+    return "\n".join([head, "", *lines, "", *refused, *broken]) + "\n"
 
 
 def edge(rows: Sequence[Values], task: str, role: str) -> str:
@@ -121,12 +133,12 @@ def percent(numbers: Values) -> str:
     return number(numbers["sampled"], 100.0) if "sampled" in numbers else ""
 
 
-def costs(row: Values | None) -> list[str]:
-    """The cells of COSTS, and the seconds."""
+def costs(row: Values | None, rates: Sequence[float]) -> list[str]:
+    """The rate, the cells of COSTS, and the seconds."""
     numbers = row["lines"].get("method", {}) if row else {}
     cells = [f"{numbers[one]['value']:,.0f}" if one in numbers else "" for one in COSTS.values()]
-    seconds = row.get("batch_seconds") if row else None
-    return [*cells, "" if seconds is None else f"{seconds:.2f}"]
+    seconds, lr = (row.get("batch_seconds"), row.get("lr")) if row else (None, None)
+    return ["" if lr is None else rate(lr, rates), *cells, "" if seconds is None else f"{seconds:.2f}"]
 
 
 def needs(name: str) -> list[str]:
@@ -158,7 +170,7 @@ def main() -> None:
             if task == args.tasks[0] and "refused" not in rows[-1]:
                 rows[-1]["batch_seconds"] = clock.of(name, one.settings(one.entrants[0], lr=args.rates[0]))
             write_text(args.out / "side_by_side.json", json.dumps(rows, indent=1))
-            write_text(args.out / "side_by_side.md", document(rows, args.seeds))
+            write_text(args.out / "side_by_side.md", document(rows, args.seeds, args.rates))
 
 
 if __name__ == "__main__":
