@@ -1,10 +1,14 @@
 """Two processes share two cores here: one thread per test process keeps results and times steady."""
 
+import signal
+
 import pytest
 import torch
 from serving import TOKEN
 
 torch.set_num_threads(1)
+# A shell that starts us in the background has SIGINT ignored; processes that tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
