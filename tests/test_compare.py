@@ -261,6 +261,18 @@ def test_a_rate_that_breaks_with_another_tuning_seed_is_not_chosen(tmp_path):
     assert rates(tried) == {"sft": 1e-3} and tried[1].error == "tuning seed 1: not finite"
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_rate_is_chosen_by_reverse_kl_where_the_task_grades_nothing(tmp_path, seeds):
+    made = contest(tmp_path, "sft", seeds=1, rates=(1e-3, 1e-2), tuning_seeds=seeds)
+    first = made.tuning(20)
+    again = made.tuning_again({"sft": [1e-3, 1e-2]}, 20)
+    for trial in [*first, *again]:
+        finish(trial, 0.5, {1e-3: 0.9, 1e-2: 0.1}[trial.lr], graded=False)
+    tried = choose([look(trial, {}) for trial in [*first, *again]])
+    assert rates(tried) == {"sft": 1e-2} and {(one.accuracy, one.greedy) for one in tried} == {(None, None)}
+    assert [one.reverse_kl for one in tried] == pytest.approx([0.9, 0.1])
+
+
 def test_more_tuning_seeds_leave_the_runs_that_are_there_as_they_are(tmp_path):
     folders = [
         [t.folder for t in contest(tmp_path, "sft", seeds=1, rates=(1e-3,), tuning_seeds=n).tuning(20)] for n in (1, 3)

@@ -71,7 +71,7 @@ def contest(name: str, task: str, out: Path, seeds: int, rates: Sequence[float])
     if "teacher" in method.casting:
         del shared["teacher"]
     entrant = Entrant.of(WORDS.get(name, name))
-    return Contest((entrant,), shared, out / "side_by_side" / task / name, seeds, rates, common=out / "runs")
+    return Contest((entrant,), shared, out / "side_by_side" / task / name, seeds, tuple(rates), common=out / "runs")
 
 
 def tried(contest: Contest, name: str, task: str, jobs: int) -> Values:
@@ -168,7 +168,9 @@ def main() -> None:
             except Stopped:
                 raise SystemExit("stopped; the same command goes on from there") from None
             if task == args.tasks[0] and "refused" not in rows[-1]:
-                rows[-1]["batch_seconds"] = clock.of(name, one.settings(one.entrants[0], lr=args.rates[0]))
+                rows[-1]["batch_seconds"] = clock.of(
+                    f"{name} on {task}", one.settings(one.entrants[0], lr=args.rates[0])
+                )
             write_text(args.out / "side_by_side.json", json.dumps(rows, indent=1))
             write_text(args.out / "side_by_side.md", document(rows, args.seeds, args.rates))
 

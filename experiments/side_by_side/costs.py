@@ -10,7 +10,6 @@ import torch
 
 from opd.build import build
 from opd.checkpoint import write_text
-from opd.errors import OpdError
 from opd.loop import train
 from opd.settings import Settings
 
@@ -18,21 +17,17 @@ BATCHES = 8  # the first of which is not counted: it fits, fetches and fills cac
 
 
 class Costs:
-    """Seconds per batch by method, measured once each and kept in a file; without it they are measured anew."""
+    """Seconds per batch by method and task, measured once each and kept in a file; without it measured anew."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.known: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
-    def of(self, name: str, settings: Settings) -> float | None:
-        """Nothing for a method that these settings do not suit."""
-        if name not in self.known:
-            try:
-                self.known[name] = seconds(settings)
-            except OpdError:
-                return None
+    def of(self, what: str, settings: Settings) -> float:
+        if what not in self.known:
+            self.known[what] = seconds(settings)
             write_text(self.file, json.dumps(self.known, indent=1))
-        return self.known[name]
+        return self.known[what]
 
 
 def seconds(settings: Settings) -> float:

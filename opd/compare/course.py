@@ -38,8 +38,6 @@ def possible(contest: Contest, aside: int) -> list[Trial]:
 def tuned(contest: Contest, aside: int, jobs: int, onlooker: Onlooker) -> list[Ran]:
     """Every rate with one seed; where there are more tuning seeds, the better ones with all of them."""
     first = finish(contest.tuning(aside), jobs, onlooker)
-    if contest.tuning_seeds == 1:
-        return first
     return [*first, *finish(contest.tuning_again(better(first, contest.goal), aside), jobs, onlooker)]
 
 

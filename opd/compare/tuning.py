@@ -73,14 +73,15 @@ def _mean(runs: Sequence[Ran]) -> Tried:
         error = f"tuning seed {seed}: {broken[0].error}" if seed else broken[0].error
         return Tried(label, lr, None, None, None, error, len(runs))
     after: list[dict[str, Any]] = [run.summary["student_after"] for run in runs]
-    greedy = [one["greedy"]["grade"] for one in after if one["greedy"]]
-    kl = [one["kl"]["per_token"] for one in after if one["kl"]]
-    accuracy = fmean(one["sampled"]["grade"] for one in after)
-    return Tried(label, lr, accuracy, _all(greedy, runs), _all(kl, runs), "", len(runs))
+    sampled, greedy = (_over([one[kind] and one[kind]["grade"] for one in after]) for kind in ("sampled", "greedy"))
+    kl = _over([one["kl"] and one["kl"]["per_token"] for one in after])
+    return Tried(label, lr, sampled, greedy, kl, "", len(runs))
 
 
-def _all(values: Sequence[float], runs: Sequence[Ran]) -> float | None:
-    return fmean(values) if len(values) == len(runs) else None
+def _over(values: Sequence[float | None]) -> float | None:
+    """The mean, where no run is without a number: a task may not grade, a teacher not tell."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def _merit(one: Tried, goal: Goal) -> tuple[bool, int, float, float, float]:
