@@ -20,12 +20,12 @@ from opd.cli.main import main
 from opd.cli.training import settings_of
 from opd.compare import verdicts
 from opd.compare.check import check_folders
-from opd.compare.course import possible
+from opd.compare.course import possible, tuned
 from opd.compare.curves import mean
 from opd.compare.outcome import look
 from opd.compare.plan import TUNING_SEED, Entrant
 from opd.compare.pool import EVERY, Pool, command, log_of, nursery, words
-from opd.compare.tuning import better, choose, rates
+from opd.compare.tuning import better, choose, outward, rates
 from opd.compare.watching import Pace
 from opd.errors import SettingError
 from opd.examined import examined, split
@@ -60,6 +60,9 @@ REFUSED = [
     (["sft"], ["--tune", "lr=1e-3,1e-3"], "tried twice"),
     (["sft"], ["--tune", "lr=1e-3", "--lr", "1"], "given together"),
     (["sft"], ["--tuning-seeds", "3"], "without rates to choose from"),
+    (["sft"], ["--further-rates", "2"], "without rates to choose from"),
+    (["sft"], ["--tune", "lr=1e-3", "--further-rates", "2"], "two rates at least"),
+    (["sft"], ["--tune", "lr=1e-3,1e-2", "--further-rates", "-1"], "further rates: got -1"),
     (["sft"], ["--tune", "lr=1e-3", "--tuning-seeds", "0"], "tuning seeds"),
     (["sft", "gkd"], ["--baseline", "sfd"], "one of sft, gkd"),
     (["sft"], ["--seed", "3"], "no option '--seed'"),
@@ -247,6 +250,33 @@ def test_the_better_half_of_the_rates_is_tried_with_more_seeds_and_their_means_d
     assert [one.seeds for one in tried] == [1, 3, 3, 1]
     assert tried[1].accuracy == pytest.approx((0.6 + 0.4 + 0.4) / 3, abs=0.03)
     assert made.most_runs == 4 + 4 + 1
+
+
+def test_a_grid_goes_on_beyond_its_best_rate_until_a_worse_one_is_outside(tmp_path):
+    made = contest(tmp_path, "sft", "gkd", "shuffled", seeds=1, rates=(3e-3, 1e-3, 1e-2), further_rates=2)
+    assert made.reachable_rates == (1.11e-4, 3.33e-4, 1e-3, 3e-3, 1e-2, 3.33e-2, 0.111)
+    done = {
+        "sft": {1e-3: 0.1, 3e-3: 0.2, 1e-2: 0.3, 3.33e-2: 0.2},  # the third of four
+        "gkd": {1e-3: 0.1, 3e-3: 0.3, 1e-2: 0.2},  # inside from the start
+        "shuffled": {1e-3: 0.3, 3e-3: 0.2, 1e-2: 0.1, 3.33e-4: 0.4, 1.11e-4: 0.5},  # and no further than asked
+    }
+    wanted = [made.tuning_further({label: rate}, 20) for label, rates in done.items() for rate in rates]
+    for (trial,) in wanted:
+        finish(trial, done[trial.entrant.label][trial.lr], 0.5)
+    runs = tuned(made, 20, 1, seen := Seen())
+    assert {label: [r.trial.lr for r in runs if r.trial.entrant.label == label] for label in done} == {
+        "sft": [3e-3, 1e-3, 1e-2, 3.33e-2], "gkd": [3e-3, 1e-3, 1e-2], "shuffled": [3e-3, 1e-3, 1e-2, 3.33e-4, 1.11e-4],
+    }  # fmt: skip
+    assert seen.started == [] and rates(choose(runs)) == {"sft": 1e-2, "gkd": 3e-3, "shuffled": 1.11e-4}
+    assert made.most_runs == 3 * (1 + 3 + 2)
+    folders = [trial.folder for trial in possible(made, 20)]
+    assert all(trial.folder in folders for trial in made.reported({"sft": 0.111, "shuffled": 1.11e-4}, 20))
+
+
+def test_a_method_whose_every_rate_broke_tries_a_lower_one(tmp_path):
+    made = contest(tmp_path, "sft", seeds=1, rates=(1e-3, 1e-2), further_rates=1)
+    broken = {trial.folder: "not finite" for trial in made.tuning(20)}
+    assert outward([look(trial, broken) for trial in made.tuning(20)], "sampled") == {"sft": 1e-4}
 
 
 def test_a_rate_that_breaks_with_another_tuning_seed_is_not_chosen(tmp_path):

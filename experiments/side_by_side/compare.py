@@ -2,11 +2,12 @@
 
     python -m experiments.side_by_side.compare --out runs/reproduce
 
-The embedded task, and Countdown and chains of sums from reasoning_gym. Every method with its published defaults gets 60
-batches of 64 answers (a method that writes n answers per problem sees 64/n problems in a batch), its learning rate from
-one grid on problems that no number is about, and three seeds. A method that a task or pair of models does not suit is
-in the table with the sentence that refused it. Runs are shared with `opd reproduce` and made once: a stopped command,
-given again, goes on. The table is in OUT/side_by_side.md after every method; `opd reproduce --page` includes it.
+The embedded task, and Countdown and chains of sums from reasoning_gym. Every method with its published defaults gets
+60 batches of 64 answers (a method that writes n answers per problem sees 64/n problems in a batch), its learning rate
+from one grid, which goes on where its end is best, on problems that no number is about, and three seeds. A method that
+a task or pair of models does not suit is in the table with the sentence that refused it. Runs are shared with `opd
+reproduce` and made once: a stopped command, given again, goes on. The table is in OUT/side_by_side.md after every
+method; `opd reproduce --page` includes it.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from opd.run import Stopped
 Values = dict[str, Any]
 STEPS, ANSWERS = 60, 64
 RATES = (1e-3, 3e-3, 1e-2)
+FURTHER = 2  # rates more for a method whose best is the outermost
 SHARED: Values = {"steps": STEPS, "schedule": "linear", "eval_problems": 256, "drafts": 0}
 COSTS = {"tokens": "tokens", "teacher tokens": "teacher_tokens", "MiB": "memory"}
 SHOWN = ("sampled", "greedy", "reverse_kl", *COSTS.values())
@@ -46,11 +48,11 @@ TASKS = (EMBEDDED, *KINDS)
 ABOUT = {EMBEDDED: "the running totals of the package"}  # and all others are of reasoning_gym
 HEAD = """
 Every method with its published defaults, {steps} batches of {answers} answers, {seeds} seeds: share of
-sampled answers that are right, mean and 95 % interval, on {tasks}. Its rate, the best of one grid by one run
-each, its tokens learned from, tokens that teachers read or wrote, peak memory and seconds of one core per
-batch are those of the first task. A method whose teacher is a copy of the student, or that needs a verifier
-or references alone, never sees the teacher; where the best rate is the end of the grid, a better one may lie
-beyond. What a task refused stands under the table. Made by `python -m experiments.side_by_side.compare`.
+sampled answers that are right, mean and 95 % interval, on {tasks}. Its rate on each is the best of {rates} by
+one run each, or of up to {further} beyond the outermost while that is the best. Its tokens learned from,
+tokens that teachers read or wrote, peak memory and seconds of one core per batch are those of the first task.
+A method whose teacher is a copy of the student, or that needs a verifier or references alone, never sees the
+teacher. What a task refused stands under the table. Made by `python -m experiments.side_by_side.compare`.
 """
 
 
@@ -71,7 +73,15 @@ def contest(name: str, task: str, out: Path, seeds: int, rates: Sequence[float])
     if "teacher" in method.casting:
         del shared["teacher"]
     entrant = Entrant.of(WORDS.get(name, name))
-    return Contest((entrant,), shared, out / "side_by_side" / task / name, seeds, tuple(rates), common=out / "runs")
+    return Contest(
+        (entrant,),
+        shared,
+        out / "side_by_side" / task / name,
+        seeds,
+        tuple(rates),
+        common=out / "runs",
+        further_rates=FURTHER,
+    )
 
 
 def tried(contest: Contest, name: str, task: str, jobs: int) -> Values:
@@ -83,20 +93,21 @@ def tried(contest: Contest, name: str, task: str, jobs: int) -> Values:
         return row | {"refused": str(error)}
     lines = {line.role: line for line in found.lines}
     numbers = {role: {k: asdict(v) for k, v in line.numbers.items() if k in SHOWN} for role, line in lines.items()}
-    return row | {"lr": lines["method"].lr, "errors": lines["method"].errors, "lines": numbers}
+    rates = {"lr": lines["method"].lr, "tried": [one.lr for one in found.tried]}
+    return row | rates | {"errors": lines["method"].errors, "lines": numbers}
 
 
 # ---- the table
 
 
-def document(rows: Sequence[Values], seeds: int, rates: Sequence[float]) -> str:
+def document(rows: Sequence[Values], seeds: int, grid: Sequence[float]) -> str:
     """One line per method: sampled accuracy on every task, its costs on the first, its needs, when to use it."""
     by = {(row["name"], row["task"]): row for row in rows}
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
     heads = [
         "method",
         *(f"{task}, % right" for task in tasks),
-        "rate",
+        "rate" if len(tasks) == 1 else "rates",
         *COSTS,
         "s per batch",
         "needs",
@@ -107,13 +118,16 @@ def document(rows: Sequence[Values], seeds: int, rates: Sequence[float]) -> str:
         cells = [edge(rows, task, role) for task in tasks] + [""] * (len(COSTS) + 4)
         lines.append(f"| {words} | {' | '.join(cells)} |")
     for name in dict.fromkeys(row["name"] for row in rows):
-        cells = [result(by.get((name, task))) for task in tasks] + costs(by.get((name, tasks[0])), rates)
+        own = [by.get((name, task)) for task in tasks]
+        cells = [*map(result, own), ", ".join(filter(None, map(chosen, own))), *costs(own[0])]
         cells += [", ".join(needs(name)) or "nothing", recipes.describe(name).when]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     refused = [f"- `{row['name']}` on {row['task']}: {row['refused']}" for row in rows if "refused" in row]
     broken = [f"- `{row['name']}` on {row['task']} broke, {error}" for row in rows for error in row["errors"]]
-    about = " and ".join(ABOUT.get(task, f"{task} of reasoning_gym") for task in tasks)
-    head = textwrap.fill(HEAD.strip().format(steps=STEPS, answers=ANSWERS, seeds=seeds, tasks=about), 119)
+    about = ", ".join(ABOUT.get(task, f"{task} of reasoning_gym") for task in tasks)
+    said = {"steps": STEPS, "answers": ANSWERS, "seeds": seeds, "tasks": about, "further": FURTHER}
+    said["rates"] = ", ".join(f"{one:g}" for one in grid)
+    head = textwrap.fill(HEAD.strip().format(**said), 119)
     return "\n".join([head, "", *lines, "", *refused, *broken]) + "\n"
 
 
@@ -133,12 +147,17 @@ def percent(numbers: Values) -> str:
     return number(numbers["sampled"], 100.0) if "sampled" in numbers else ""
 
 
-def costs(row: Values | None, rates: Sequence[float]) -> list[str]:
-    """The rate, the cells of COSTS, and the seconds."""
+def chosen(row: Values | None) -> str:
+    """The rate, and whether a better one may lie beyond those tried."""
+    return rate(row["lr"], row["tried"]) if row and row.get("lr") is not None else ""
+
+
+def costs(row: Values | None) -> list[str]:
+    """The cells of COSTS, and the seconds."""
     numbers = row["lines"].get("method", {}) if row else {}
     cells = [f"{numbers[one]['value']:,.0f}" if one in numbers else "" for one in COSTS.values()]
-    seconds, lr = (row.get("batch_seconds"), row.get("lr")) if row else (None, None)
-    return ["" if lr is None else rate(lr, rates), *cells, "" if seconds is None else f"{seconds:.2f}"]
+    seconds = row.get("batch_seconds") if row else None
+    return [*cells, "" if seconds is None else f"{seconds:.2f}"]
 
 
 def needs(name: str) -> list[str]:

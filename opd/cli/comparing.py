@@ -19,13 +19,8 @@ GROUP = "The comparison"
 OWN = [
     Option("seeds", "int", 1, "runs of every method, with seeds 0 to N-1", GROUP),
     Option("tune", "str", "", "lr=a,b,c: every method has the best of these, chosen on problems set aside", GROUP),
-    Option(
-        "tuning_seeds",
-        "int",
-        1,
-        "with which the better half of the rates is tried; the mean decides",
-        GROUP,
-    ),
+    Option("tuning_seeds", "int", 1, "with which the better half of the rates is tried; the mean decides", GROUP),
+    Option("further_rates", "int", 0, "most to try beyond the outermost rate, while that is the best", GROUP),
     Option("baseline", "str", "", "the method that the others are held against; default: the first", GROUP),
     Option("jobs", "int", 0, "runs at a time; default: one per core, one in all for seconds or an accelerator", GROUP),
     Option("out", "Path", "", "folder; default runs/compare-TASK", GROUP),
@@ -66,10 +61,11 @@ def contest_of(places: Sequence[str], given: dict[str, Any]) -> tuple[Contest, i
     rates = rates_of(own["tune"])
     if rates and "lr" in given:
         raise SettingError("--lr and --tune are given together", remedy="Leave --lr out: --tune tries its own")
-    tuning_seeds = whole("tuning seeds", own["tuning_seeds"])
-    if tuning_seeds > 1 and not rates:
-        remedy = "Give them, as in --tune lr=1e-3,3e-3"
-        raise SettingError("--tuning-seeds without rates to choose from", got=tuning_seeds, remedy=remedy)
+    tuning_seeds, further = whole("tuning seeds", own["tuning_seeds"]), whole("further rates", own["further_rates"])
+    for option, value, without in (("--tuning-seeds", tuning_seeds, 1), ("--further-rates", further, 0)):
+        if value > without and not rates:
+            remedy = "Give them, as in --tune lr=1e-3,3e-3"
+            raise SettingError(f"{option} without rates to choose from", got=value, remedy=remedy)
     checked = Settings.of(method=entrants[0].method, parameters=entrants[0].parameters, **given)
     shared = {name: getattr(checked, name) for name in given}
     if "eval_every" not in given:
@@ -77,7 +73,9 @@ def contest_of(places: Sequence[str], given: dict[str, Any]) -> tuple[Contest, i
     task = Path(checked.task.split(",")[0].replace(":", "-").replace("/", "-")).name
     out = Path(own["out"] or f"runs/compare-{task}")
     seeds = whole("seeds", own["seeds"])
-    contest = Contest(entrants, shared, out, seeds, rates, own["baseline"], tuning_seeds=tuning_seeds)
+    contest = Contest(
+        entrants, shared, out, seeds, rates, own["baseline"], tuning_seeds=tuning_seeds, further_rates=further
+    )
     jobs = whole("jobs", own["jobs"])
     require(jobs >= 0, "jobs", got=jobs, expected="at least 1")
     is_timed = (end := checked.end()) is not None and end.unit == "seconds"

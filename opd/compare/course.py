@@ -11,7 +11,7 @@ from opd.compare.comparison import Comparison
 from opd.compare.outcome import Difference, Field, Line, Measure, Ran, look
 from opd.compare.plan import Contest, Trial
 from opd.compare.pool import Onlooker, Pool, is_finished
-from opd.compare.tuning import Tried, better, choose, rates
+from opd.compare.tuning import Tried, better, choose, outward, rates
 from opd.run import Stopped
 
 
@@ -30,14 +30,17 @@ def compare(contest: Contest, jobs: int, onlooker: Onlooker) -> Comparison:
 
 def possible(contest: Contest, aside: int) -> list[Trial]:
     """Every further trial that the first could lead to."""
-    grid = contest.rates or (contest.settings(contest.entrants[0]).lr,)
+    grid = contest.reachable_rates or (contest.settings(contest.entrants[0]).lr,)
     reported = [t for rate in grid for t in contest.reported({e.label: rate for e in contest.entrants}, aside)]
-    return [*contest.tuning_again({e.label: list(contest.rates) for e in contest.entrants}, aside), *reported]
+    tuning = contest.tuning_again({e.label: list(contest.reachable_rates) for e in contest.entrants}, aside)
+    return [*tuning, *reported]
 
 
 def tuned(contest: Contest, aside: int, jobs: int, onlooker: Onlooker) -> list[Ran]:
-    """Every rate with one seed; where there are more tuning seeds, the better ones with all of them."""
+    """Every rate with one seed, and further ones; where there are more tuning seeds, the better with all of them."""
     first = finish(contest.tuning(aside), jobs, onlooker)
+    for _ in range(contest.further_rates):
+        first += finish(contest.tuning_further(outward(first, contest.goal), aside), jobs, onlooker)
     return [*first, *finish(contest.tuning_again(better(first, contest.goal), aside), jobs, onlooker)]
 
 

@@ -90,11 +90,15 @@ class Contest:
     goal: Goal = "sampled"
     common: Path | None = None  # a folder of runs that several comparisons share; none: everything is in `out`
     tuning_seeds: int = 1  # with which the better rates are tried, see `tuning_again`
+    further_rates: int = 0  # at most so many beyond the end of the grid, while the best is the outermost
 
     def __post_init__(self) -> None:
         for name, seeds in (("seeds", self.seeds), ("tuning seeds", self.tuning_seeds)):
             if seeds < 1:
                 raise SettingError(name, got=seeds, expected="at least 1")
+        if self.further_rates < 0 or (self.further_rates and len(self.rates) < 2):
+            remedy = "How far apart they are follows from two rates at least"
+            raise SettingError("further rates", got=self.further_rates, expected="0 or more", remedy=remedy)
         if not self.entrants:
             raise SettingError("nothing to compare", got="no method", remedy="For example opd compare sft gkd:lam=1")
         check_apart(self.entrants)
@@ -126,12 +130,24 @@ class Contest:
     @property
     def most_runs(self) -> int:
         """How many runs it takes, where every rate comes to its end."""
-        again = (self.tuning_seeds - 1) * finalists(len(self.rates))
-        return len(self.entrants) * (self.seeds + len(self.rates) + again)
+        rates = len(self.rates) + self.further_rates
+        return len(self.entrants) * (self.seeds + rates + (self.tuning_seeds - 1) * finalists(rates))
+
+    @property
+    def reachable_rates(self) -> tuple[float, ...]:
+        """Every rate that some method could come to, lowest first."""
+        found = sorted(self.rates)
+        for _ in range(self.further_rates):
+            found = [beyond(found, found[0]), *found, beyond(found, found[-1])]
+        return tuple(found)
 
     def tuning(self, aside: int) -> list[Trial]:
         """One trial per method and rate, examined on `aside` problems that nothing else is examined on."""
         return [self._tuning(e, rate, 0, aside) for e in self.entrants for rate in self.rates]
+
+    def tuning_further(self, rates: dict[str, float], aside: int) -> list[Trial]:
+        """One trial more of every method that has such a rate (by label), see `tuning.outward`."""
+        return [self._tuning(e, rates[e.label], 0, aside) for e in self.entrants if e.label in rates]
 
     def tuning_again(self, better: dict[str, list[float]], aside: int) -> list[Trial]:
         """The better rates of every method (by label) with all other tuning seeds: what one seed says is half luck."""
@@ -159,6 +175,12 @@ class Contest:
         name, settings = f"{entrant.slug}-lr{rate:g}{end}", self.settings(entrant, lr=rate, seed=seed, **more)
         folder = self.common / f"{name}-{digest(settings)}" if self.common else self.out / where / name
         return Trial(entrant, rate, seed, settings.model_copy(update={"out": str(folder)}))
+
+
+def beyond(rates: Sequence[float], best: float) -> float:
+    """The next rate beyond the lowest or the highest, as far from it as its neighbour is; three digits of it."""
+    ranked = sorted(rates, reverse=best == min(rates))
+    return float(f"{ranked[-1] ** 2 / ranked[-2]:.3g}")
 
 
 def finalists(rates: int) -> int:

@@ -1,7 +1,7 @@
 """Which learning rate each method gets: the one that does best on problems that no reported number is about.
 
-Every rate is tried with one seed. The better half of a method's rates may then be tried with more, and their means
-decide (successive halving, as in arXiv 1502.07943).
+Every rate is tried with one seed. Where the best is the outermost, a grid may go on beyond it. The better half of a
+method's rates may then be tried with more seeds, and their means decide (successive halving, as in arXiv 1502.07943).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from opd.compare.outcome import Ran
-from opd.compare.plan import TUNING_SEED, Goal, finalists
+from opd.compare.plan import TUNING_SEED, Goal, beyond, finalists
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,18 @@ class Tried:
 def choose(runs: Sequence[Ran], goal: Goal = "sampled") -> list[Tried]:
     """Everything that was tried; of every method, the best by `goal` is marked if any rate came to its end."""
     tried = _tried(runs)
-    best = {label: max(_of(tried, label), key=lambda one: _merit(one, goal)) for label in _labels(tried)}
+    best = {label: _best(_of(tried, label), goal) for label in _labels(tried)}
     return [replace(one, is_chosen=one is best[one.label] and not one.error) for one in tried]
+
+
+def outward(runs: Sequence[Ran], goal: Goal) -> dict[str, float]:
+    """By label the next rate beyond the best, where that is the outermost; if all broke, the next below them."""
+    tried, found = _tried(runs), dict[str, float]()
+    for label in _labels(tried):
+        rates, best = [one.lr for one in _of(tried, label)], _best(_of(tried, label), goal).lr
+        if best in (min(rates), max(rates)):
+            found[label] = beyond(rates, best)
+    return found
 
 
 def better(runs: Sequence[Ran], goal: Goal) -> dict[str, list[float]]:
@@ -82,6 +92,10 @@ def _over(values: Sequence[float | None]) -> float | None:
     """The mean, where no run is without a number: a task may not grade, a teacher not tell."""
     known = [value for value in values if value is not None]
     return fmean(known) if len(known) == len(values) else None
+
+
+def _best(tried: Sequence[Tried], goal: Goal) -> Tried:
+    return max(tried, key=lambda one: _merit(one, goal))
 
 
 def _merit(one: Tried, goal: Goal) -> tuple[bool, int, float, float, float]:
