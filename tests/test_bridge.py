@@ -13,7 +13,7 @@ from opd.dist import TopDist
 from opd.errors import OpdError
 from opd.lab.toy import ToyModel, problems
 from opd.parts.bridge import Bridge, OverBridge, Span, fitted, mapped
-from opd.parts.losses import StateDistance
+from opd.parts.hidden import StateDistance
 from opd.parts.sample import OneTurn
 from opd.recipes.representation import representation
 from opd.rollout import Visit

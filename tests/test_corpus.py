@@ -77,8 +77,8 @@ def test_seed_and_step_choose_the_windows(file, student):
     [
         ("a.jsonl", '{"body": "x"}\n', 4, "line 1 has no text"),
         ("a.jsonl", '\n{"text": 3}\n', 4, "line 2 has no text"),
-        ("a.jsonl", "[1]\n", 4, "line 1 has no text"),
-        ("a.jsonl", "{text}\n", 4, "line 1 is no JSON"),
+        ("a.jsonl", "[1]\n", 4, "line 1 is not an object"),
+        ("a.jsonl", "{text}\n", 4, "line 1 is not valid JSON"),
         ("a.jsonl", "", 4, "too short"),
         ("a.txt", "ab", 4000, "does not fit"),
         ("a.txt", "ab", 30, "too short"),

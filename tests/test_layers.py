@@ -23,7 +23,9 @@ ALLOWED = {
 }
 ALLOWED["stated"], ALLOWED["shaping"] = set(), set()
 FORMULAS = {"maths", "supports", "shaping", "stated"}
-BELOW_PARTS = FORMULAS | {"dist", "rows", "rollout", "protocols", "method", "errors", "recipes"}  # recipes: templates
+# recipes for their templates
+BELOW_PARTS = FORMULAS | {"dist", "rows", "rollout", "protocols", "method", "errors", "jsonlines", "recipes"}
+ALLOWED["jsonlines"] = {"errors"}
 ALLOWED["labels"] = {"dist", "rollout", "errors", "engines"}
 ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "labels"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}

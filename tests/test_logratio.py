@@ -11,9 +11,10 @@ from opd import maths, supports
 from opd.contract import anatomy, check, gradients, toy_cast, toy_groups
 from opd.dist import TableDist, TopDist
 from opd.parts.credit import LogRatio
-from opd.parts.losses import SupportGradient, TruncatedGradient
+from opd.parts.losses import TruncatedGradient
 from opd.parts.means import token_mean
 from opd.parts.reshape import Bounded, Early, Extrapolated, PowerRatio
+from opd.parts.support_losses import SupportGradient
 from opd.recipes.extrapolated import extrapolated
 from opd.recipes.iw_opd import iw_opd
 from opd.recipes.power import power

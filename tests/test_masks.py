@@ -15,8 +15,9 @@ from opd.errors import OpdError
 from opd.loop import one_step
 from opd.masks import token_id
 from opd.parts.credit import LogRatio, SkipFirst, SkipTokens
-from opd.parts.losses import OnSupport, PolicyGradient
+from opd.parts.losses import PolicyGradient
 from opd.parts.means import token_mean
+from opd.parts.support_losses import OnSupport
 from opd.protocols import Want
 from opd.record import resolved
 from opd.rollout import Problem, Rollout, Sampling

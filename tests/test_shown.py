@@ -13,7 +13,8 @@ from opd.dist import TableDist
 from opd.errors import DataError, OpdError
 from opd.lab.toy import problems
 from opd.loop import grade
-from opd.parts.losses import Anchored, Reweighted, Tempered, compared
+from opd.parts.losses import Anchored, Reweighted, Tempered
+from opd.parts.support_losses import compared
 from opd.parts.views import Begun, Sibling, without_thoughts, written
 from opd.recipes import load
 from opd.rollout import Visit

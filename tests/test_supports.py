@@ -9,8 +9,8 @@ from opd import maths
 from opd.contract import check
 from opd.dist import TableDist, TopDist
 from opd.errors import OpdError
-from opd.parts.losses import OnSupport, SampledTail
 from opd.parts.means import sequence_mean, token_mean
+from opd.parts.support_losses import OnSupport, SampledTail
 from opd.protocols import Want
 from opd.recipes.local_support import local_support
 from opd.rows import Rows

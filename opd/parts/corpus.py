@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from opd import maths
 from opd.errors import DataError, MethodError, require
+from opd.jsonlines import lines, type_of
 from opd.method import Mean, Term
 from opd.parts.losses import CrossEntropy, Everywhere
 from opd.parts.sample import writers_of
@@ -20,6 +20,7 @@ from opd.rollout import DATA, GIVEN, Array, Group, Problem, Rollout, Sampling, V
 from opd.rows import Rows
 
 PLAIN = "plain"  # the column of its rows
+EXAMPLE = '{"text": "..."}'
 STREAM = 0xC0  # of the random numbers that choose windows; the coins of a batch have another
 
 
@@ -94,28 +95,19 @@ def _group(student: Any, ids: Array, number: int, labelled: bool) -> Group:
 def texts(path: Path) -> Iterator[str]:
     """The texts of a corpus, none of them empty."""
     try:
-        if path.suffix not in (".jsonl", ".json"):
+        if path.suffix in (".jsonl", ".json"):
+            yield from (_text(row, where) for where, row in lines(path, EXAMPLE) if row.get("text") != "")
+        else:
             yield path.read_text(encoding="utf-8")
-            return
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _text(line, f"{path} line {number}")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"the corpus {path} cannot be read", got=str(error), expected="a text file, or JSON lines"
         ) from error
 
 
-def _text(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is no JSON", got=str(error), expected='{"text": "..."}') from error
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        got = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise DataError(f"{where} has no text", got=got, expected='{"text": "..."}')
+def _text(row: dict[str, Any], where: str) -> str:
+    if not isinstance(text := row.get("text"), str):
+        raise DataError(f"{where} has no text", got=type_of(text), expected=EXAMPLE)
     return text
 
 

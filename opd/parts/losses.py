@@ -1,6 +1,6 @@
 """What is differentiated: functions from the student's distributions and the table to one number per row.
 
-Axes: n rows of a chunk, V vocabulary, K support, D width, L layers.
+Axes: n rows of a chunk, K tokens: all of the vocabulary, or a support.
 """
 
 from __future__ import annotations
@@ -8,20 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from opd import maths, supports
+from opd import maths
 from opd.dist import Dist
-from opd.errors import ModelError, one_of, require
+from opd.errors import require
 from opd.parts.channel import Channel
-from opd.protocols import EVERY_LAYER, Cast, Want
 from opd.rows import Rows
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # (lp, lq) [n, K] -> [n]
-SOURCES = ("teacher", "student")
 
 
 @dataclass(frozen=True)
@@ -199,96 +197,6 @@ class ThroughChannel:
 
 
 @dataclass(frozen=True)
-class OnSupport:
-    """A divergence on the K best tokens of teacher, student or both; `outside` says what becomes of the rest.
-
-    outside: renormalise (both distributions on the support alone), tail (one more bucket), drop (forgotten).
-    """
-
-    divergence: Divergence
-    k: int
-    source: str = "teacher"
-    outside: supports.Outside = "renormalise"
-    sampled: bool = False  # the decided token is always in the support
-    teacher: str = "teacher"
-
-    def __post_init__(self) -> None:
-        _check_support(self.k, self.source, (*SOURCES, "both"))
-        one_of("what becomes of the rest", self.outside, ("renormalise", "tail", "drop"))
-        require(
-            self.k > 1 or self.sampled or self.outside != "renormalise",
-            "a support of one token, renormalised, is always matched",
-            got=f"k={self.k}, outside={self.outside}",
-            expected="k of at least 2, sampled=true, or another outside",
-        )
-
-    def __call__(self, student: Dist, rows: Rows) -> Tensor:
-        teacher = rows.dist(self.teacher)
-        if self.source == "both":
-            ids, valid = supports.union(*(_best(student, teacher, self.k, source) for source in SOURCES))
-        else:
-            ids, valid = _best(student, teacher, self.k, self.source), None
-        if self.sampled:
-            ids, valid = supports.plus(ids, valid, rows["token"])
-        return self.divergence(*supports.close(supports.gather_support(student, teacher, ids, valid), self.outside))
-
-
-@dataclass(frozen=True)
-class SupportGradient:
-    """PPO's surrogate summed over words that student and teacher think best, each as if drawn (2604.13016).
-
-    words: which, see supports.combined; weight: how they count, see supports.support_gradient; old: the column of the
-    student's distributions at the start of the batch, empty where the only update of a batch begins with them.
-    """
-
-    k: int
-    words: supports.Words = "only_stu"
-    weight: supports.Weight = "student_p"
-    clip: float = 0.2
-    dual: float = 3.0
-    old: str = ""
-    teacher: str = "teacher"
-
-    def __post_init__(self) -> None:
-        require(self.k >= 1, "the size K of the support", got=self.k, expected="at least 1")
-        one_of("whose words are rewarded", self.words, get_args(supports.Words))
-        one_of("how they are weighted", self.weight, get_args(supports.Weight))
-        require(self.dual == 0 or self.dual > 1 + self.clip, "the bound of a negative advantage (dual)", got=self.dual,
-                expected=f"0 for none, or more than 1 + clip = {1 + self.clip}")  # fmt: skip
-
-    def __call__(self, student: Dist, rows: Rows) -> Tensor:
-        ids, valid = self._support(student, rows)
-        support = supports.gather_support(student, rows.dist(self.teacher), ids, valid)
-        old = rows.dist(self.old).at(ids) if self.old else support.student
-        normalised = self.words != "union-intersection"  # as released
-        return supports.support_gradient(support, old, self.weight, normalised, self.clip, self.dual)
-
-    def empty(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
-        """support.empty: 1 where there is no such word and nothing is learned, else 0."""
-        _, valid = self._support(student, rows)
-        return {"support.empty": (~valid.any(-1)).to(student.chosen)}
-
-    def _support(self, student: Dist, rows: Rows) -> tuple[Tensor, Tensor]:
-        ours = (rows.dist(self.old) if self.old else student).top(self.k)
-        theirs = rows.dist(self.teacher).top(self.k).to(ours.device)
-        return supports.combined(ours, theirs, self.words)
-
-
-def compared(
-    divergence: Divergence,
-    k: int,
-    source: str = "teacher",
-    outside: supports.Outside = "renormalise",
-    teacher: str = "teacher",
-) -> tuple[Everywhere | OnSupport, Want]:
-    """A divergence on the K best tokens of `source`, or everywhere where k is 0, and what it asks for."""
-    if not k:
-        return Everywhere(divergence, teacher), Want(dist=True)
-    want = Want(topk=k) if source == "teacher" else Want(dist=True)  # nobody can know the student's best beforehand
-    return OnSupport(divergence, k, source, outside, teacher=teacher), want
-
-
-@dataclass(frozen=True)
 class Bounded:
     """Forward KL over the whole vocabulary, of which no single token may bring more than tau (2601.18734)."""
 
@@ -376,102 +284,3 @@ class Reweighted:
         """weight.cut: 1 where the weight was cut to the cap, else 0."""
         weight, cut = maths.importance_weight(student.chosen, rows["behaviour"], self.cap)
         return {"weight.cut": cut.to(weight.dtype)}
-
-
-@dataclass(frozen=True)
-class SampledTail:
-    """Reverse KL summed over the K best tokens of teacher or student, and beyond them read off the decided token.
-
-    sum_{v in S} p sg(log p/q)  +  1[y not in S] w (p(y) / sg p(y)) sg(log p(y)/q(y)),    w = min(p(y) / mu(y), cap)
-
-    mu is the distribution that really drew y; cap 0 cuts nothing. Unbiased in value and gradient where nothing is cut
-    and mu is nowhere 0: what a nucleus never draws stays unseen. published: the released form, differentiated through
-    p in the head as well, which moves the mean gradient by grad p(S) (2603.25562, variants 4 and 5).
-    """
-
-    k: int
-    source: str = "teacher"
-    published: bool = False
-    cap: float = 0.0
-    teacher: str = "teacher"
-
-    def __post_init__(self) -> None:
-        _check_support(self.k, self.source)
-        require(self.cap >= 0, "the cap of the importance weight", got=self.cap, expected="0 for none, or more")
-
-    def __call__(self, student: Dist, rows: Rows) -> Tensor:
-        teacher = rows.dist(self.teacher)
-        support = supports.gather_support(student, teacher, _best(student, teacher, self.k, self.source))
-        weight, _ = self._weight(student, rows)
-        estimate = supports.published_sampled_tail_reverse_kl if self.published else supports.sampled_tail_reverse_kl
-        chosen = teacher.chosen.to(student.chosen.device)
-        return estimate(support, student.chosen, chosen, _holds(support.ids, rows["token"]), weight)
-
-    def cut(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
-        """tail.cut: 1 where the decided token lies outside the support and its weight was cut, else 0."""
-        ids = _best(student, rows.dist(self.teacher), self.k, self.source)
-        weight, cut = self._weight(student, rows)
-        return {"tail.cut": (cut & ~_holds(ids, rows["token"])).to(weight.dtype)}
-
-    def _weight(self, student: Dist, rows: Rows) -> tuple[Tensor, Tensor]:
-        return maths.importance_weight(student.chosen, rows["behaviour"], self.cap or math.inf)
-
-
-def _check_support(k: int, source: str, sources: tuple[str, ...] = SOURCES) -> None:
-    require(k >= 1, "the size K of the support", got=k, expected="at least 1")
-    one_of("whose best tokens are the support", source, sources)
-
-
-def _best(student: Dist, teacher: Dist, k: int, source: str) -> Tensor:
-    """[n, K] ids of the best tokens of one of the two, on the student's device."""
-    return (teacher if source == "teacher" else student).top(k).to(student.chosen.device)
-
-
-def _holds(ids: Tensor, token: Tensor) -> Tensor:
-    """[n] bool: the token of each row is among its ids [n, K]."""
-    return (ids == token[:, None]).any(-1)
-
-
-@dataclass(frozen=True)
-class StateDistance:
-    """(1/|L|) sum over layers of (1/D) || h_S - h_T ||^2, states after the decided token (2606.06021, Eq. 6).
-
-    layers: numbers of transformer blocks from 1, -1 for the last; (0,) for every one.
-    """
-
-    layers: tuple[int, ...] = (EVERY_LAYER,)
-    teacher: str = "teacher"
-
-    def check(self, cast: Cast) -> None:
-        """Models that tell their width are compared before step 1."""
-        ours, theirs = (_width(cast[who]) for who in ("student", self.teacher))
-        if ours and theirs and ours != theirs:
-            raise _unequal("hidden states", ours, theirs)
-
-    def __call__(self, student: Dist, rows: Rows) -> Tensor:
-        ours, theirs = student.inner, rows.dist(self.teacher).inner
-        if ours.keys() != theirs.keys():
-            raise ModelError(
-                "student and teacher have not the same layers",
-                got=f"student {sorted(ours)}, teacher {sorted(theirs)}",
-                remedy="Name layers that both have, for example --layers -1",
-            )
-        return torch.stack([self._distance(ours[layer], theirs[layer], layer) for layer in ours]).mean(0)
-
-    def _distance(self, ours: Tensor, theirs: Tensor, layer: int) -> Tensor:
-        if ours.shape[-1] != theirs.shape[-1]:
-            raise _unequal(f"hidden states of layer {layer}", ours.shape[-1], theirs.shape[-1])
-        return (maths.upcast(ours) - maths.upcast(theirs.to(ours.device))).square().mean(-1)
-
-
-def _width(member: Any) -> int | None:
-    return getattr(getattr(member, "engine", member), "width", None)
-
-
-def _unequal(what: str, ours: int, theirs: int) -> ModelError:
-    return ModelError(
-        f"{what} have different widths",
-        got=f"student {ours}, teacher {theirs}",
-        expected="equal widths, or a bridge",
-        remedy="Say --bridge 8, or take a method that reads probabilities",
-    )

@@ -35,9 +35,9 @@ from opd import maths
 from opd.errors import require
 from opd.method import Ask, Method, Term, Updates
 from opd.parts.asks import about_own_best
-from opd.parts.losses import OnSupport, SampledTail
 from opd.parts.means import named
 from opd.parts.sample import OneTurn
+from opd.parts.support_losses import OnSupport, SampledTail
 from opd.protocols import Want
 from opd.rollout import Sampling
 

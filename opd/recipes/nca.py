@@ -19,9 +19,9 @@ that stays as it was at the start, where none is named. The prompt is ours: the 
 from opd import maths
 from opd.errors import require
 from opd.method import Ask, Method, Term
-from opd.parts.losses import compared
 from opd.parts.means import named
 from opd.parts.sample import OneTurn
+from opd.parts.support_losses import compared
 from opd.parts.twins import Apart, OfWritten, Twins, as_written
 from opd.parts.views import Privileged, template
 from opd.rollout import Sampling

@@ -25,9 +25,9 @@ from opd import maths
 from opd.errors import one_of, require
 from opd.method import Ask, Method, Term
 from opd.parts.asks import about_own_best
-from opd.parts.losses import compared
 from opd.parts.means import named
 from opd.parts.sample import OneTurn
+from opd.parts.support_losses import compared
 from opd.parts.views import Privileged, template
 from opd.rollout import Sampling
 

@@ -25,9 +25,10 @@ from functools import partial
 from opd import maths
 from opd.errors import require
 from opd.method import Ask, Method, Term
-from opd.parts.losses import Bounded, Tempered, compared
+from opd.parts.losses import Bounded, Tempered
 from opd.parts.means import named
 from opd.parts.sample import OneTurn
+from opd.parts.support_losses import compared
 from opd.parts.views import Privileged, template
 from opd.protocols import Want
 from opd.rollout import Sampling

@@ -31,11 +31,12 @@ from opd.errors import require
 from opd.method import Ask, Method, Term, chain, unchanged
 from opd.parts.credit import LogRatio
 from opd.parts.groups import Whitened
-from opd.parts.losses import Everywhere, OnSupport, PolicyGradient
+from opd.parts.losses import Everywhere, PolicyGradient
 from opd.parts.means import named
 from opd.parts.observe import Noted
 from opd.parts.reshape import Bounded, PowerRatio, Squashed
 from opd.parts.sample import OneTurn
+from opd.parts.support_losses import OnSupport
 from opd.protocols import Want
 from opd.rollout import Sampling
 

@@ -23,7 +23,7 @@ from dataclasses import replace
 from opd.method import Ask, Method, Term
 from opd.parts.bridge import Bridge, OverBridge
 from opd.parts.credit import LastOnly
-from opd.parts.losses import StateDistance
+from opd.parts.hidden import StateDistance
 from opd.parts.means import named
 from opd.parts.sample import OneTurn
 from opd.protocols import EVERY_LAYER, Want

@@ -31,9 +31,10 @@ from opd.errors import require
 from opd.method import Ask, Method, Term, Updates, unchanged
 from opd.parts.asks import OWN, about_own_best
 from opd.parts.groups import GroupAdvantage
-from opd.parts.losses import OnSupport, PolicyGradient, SupportGradient
+from opd.parts.losses import PolicyGradient
 from opd.parts.means import named
 from opd.parts.sample import OneTurn
+from opd.parts.support_losses import OnSupport, SupportGradient
 from opd.protocols import Want
 from opd.rollout import Sampling
 

@@ -24,9 +24,10 @@ from opd import maths
 from opd.errors import require
 from opd.method import Ask, Method, Term
 from opd.parts.credit import OnlyShown
-from opd.parts.losses import Reweighted, compared
+from opd.parts.losses import Reweighted
 from opd.parts.means import named
 from opd.parts.sample import OneTurn
+from opd.parts.support_losses import compared
 from opd.parts.views import Feedback, FirstOf, Sibling, template, without_thoughts
 from opd.rollout import Sampling
 

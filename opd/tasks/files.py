@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.errors import DataError, SettingError
+from opd.jsonlines import lines, type_of
 from opd.rollout import Message, Problem
 from opd.tasks.graders import Graded, named
 
@@ -29,6 +30,7 @@ ANSWER = ("answer", "reward_model.ground_truth", "ground_truth", "label", "solut
 PRIVILEGED = ("privileged_context", "teacher_prompt", "extra_info.privileged_context")
 ROUTE = ("teacher_id", "opd_teacher", "metadata.opd_teacher", "extra_info.teacher_id", "agent_name", "data_source")
 
+EXAMPLE = '{"prompt": ...}'
 SHARE, MOST = 0.1, 512  # of the problems, held out where nothing is said about it
 
 Row = dict[str, Any]
@@ -85,29 +87,11 @@ def problems(kind: str, target: str, keys: Keys) -> Iterator[Problem]:
     if not path.is_file():
         raise DataError(f"there is no file {target}", got="a folder" if path.is_dir() else None, remedy="Check --task")
     empty = True
-    for where, row in (lines if kind == "jsonl" else table)(path):
+    for where, row in lines(path, EXAMPLE) if kind == "jsonl" else table(path):
         empty = False
         yield problem(row, where, keys)
     if empty:
         raise DataError(f"{target} holds no problem", expected="at least one row")
-
-
-def lines(path: Path) -> Iterator[tuple[str, Row]]:
-    """The objects of a JSON-lines file, each with the place where it stands; blank lines are passed over."""
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        where = f"{path} line {number}"
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            row = json.loads(text) if text.strip() else {}
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where} is not UTF-8 text", got=f"byte {error.start}: {error.reason}") from error
-        except json.JSONDecodeError as error:
-            what = f"{error.msg} at column {error.colno}"
-            raise DataError(f"{where} is not valid JSON", got=what, expected="one object per line") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{where} is not an object", got=type_of(row), expected='{"prompt": ...}, one per line')
-        if text.strip():
-            yield where, row
 
 
 def table(path: Path) -> Iterator[tuple[str, Row]]:
@@ -210,11 +194,6 @@ def route(row: Row) -> Row:
     """The name of the teacher that a row asks for, under the one name `teacher_id`."""
     _, teacher = pick(row, None, ROUTE)
     return {"teacher_id": teacher} if isinstance(teacher, str) else {}
-
-
-def type_of(value: Any) -> str:
-    names = {str: "text", dict: "an object", list: "a list", bool: "a truth value", int: "a number", float: "a number"}
-    return "nothing" if value is None else names.get(type(value), type(value).__name__)
 
 
 # ---- which problems, and who is held out

@@ -1,0 +1,63 @@
+"""The distance between hidden states of student and teacher.
+
+Axes: n rows of a chunk, D width, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd import maths
+from opd.dist import Dist
+from opd.errors import ModelError
+from opd.protocols import EVERY_LAYER, Cast
+from opd.rows import Rows
+
+
+@dataclass(frozen=True)
+class StateDistance:
+    """(1/|L|) sum over layers of (1/D) || h_S - h_T ||^2, states after the decided token (2606.06021, Eq. 6).
+
+    layers: numbers of transformer blocks from 1, -1 for the last; (0,) for every one.
+    """
+
+    layers: tuple[int, ...] = (EVERY_LAYER,)
+    teacher: str = "teacher"
+
+    def check(self, cast: Cast) -> None:
+        """Models that tell their width are compared before step 1."""
+        ours, theirs = (_width(cast[who]) for who in ("student", self.teacher))
+        if ours and theirs and ours != theirs:
+            raise _unequal("hidden states", ours, theirs)
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        ours, theirs = student.inner, rows.dist(self.teacher).inner
+        if ours.keys() != theirs.keys():
+            raise ModelError(
+                "student and teacher have not the same layers",
+                got=f"student {sorted(ours)}, teacher {sorted(theirs)}",
+                remedy="Name layers that both have, for example --layers -1",
+            )
+        return torch.stack([self._distance(ours[layer], theirs[layer], layer) for layer in ours]).mean(0)
+
+    def _distance(self, ours: Tensor, theirs: Tensor, layer: int) -> Tensor:
+        if ours.shape[-1] != theirs.shape[-1]:
+            raise _unequal(f"hidden states of layer {layer}", ours.shape[-1], theirs.shape[-1])
+        return (maths.upcast(ours) - maths.upcast(theirs.to(ours.device))).square().mean(-1)
+
+
+def _width(member: Any) -> int | None:
+    return getattr(getattr(member, "engine", member), "width", None)
+
+
+def _unequal(what: str, ours: int, theirs: int) -> ModelError:
+    return ModelError(
+        f"{what} have different widths",
+        got=f"student {ours}, teacher {theirs}",
+        expected="equal widths, or a bridge",
+        remedy="Say --bridge 8, or take a method that reads probabilities",
+    )
