@@ -69,11 +69,8 @@ def power(
     mean: token_mean, sequence_mean or sequence_sum
     """
     require(form == "sampled" or reward == "power", f"form={form}", got=f"reward={reward}", expected="reward=power")
-    log = LogRatio()
-    rewards = {
-        "power": PowerRatio(alpha), "log": log, "clip": chain(log, Bounded(bound)), "tanh": chain(log, Squashed(tau)),
-        "zscore": chain(log, Whitened()),
-    }  # fmt: skip
+    rewards = {"power": PowerRatio(alpha), "log": (log := LogRatio()), "clip": chain(log, Bounded(bound)),
+               "tanh": chain(log, Squashed(tau)), "zscore": chain(log, Whitened())}  # fmt: skip
     divergence = partial(maths.power_divergence, alpha=alpha)
     loss, want = {
         "sampled": (PolicyGradient(old="untruncated"), Want(chosen=True)),

@@ -77,14 +77,13 @@ def rethinking(
     old = OWN if (updates > 1 or only_named) and released else ""
     loss = SupportGradient(k, words, weight, clip, dual, old)
     equation = OnSupport(maths.reverse_kl, k, "teacher" if only_named else "student")
-    terms = {"match": Term(loss if released else equation, named(mean))}
     outcome = {"reward": Term(PolicyGradient(clip, "untruncated"), named(mean), reward)} if reward else {}
     asks = (Ask("teacher", "teacher", Want(dist=True)), *([Ask(old, "student", Want(dist=True))] if old else []))
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
         teach=about_own_best(k) if only_named else asks,
         credit=GroupAdvantage() if reward else unchanged,
-        terms=terms | outcome,
+        terms={"match": Term(loss if released else equation, named(mean))} | outcome,
         updates=Updates(parts=updates),
         observe=(loss.empty,) if "intersection" in words else (),
     )
