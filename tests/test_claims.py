@@ -16,6 +16,7 @@ from opd.claims.figure import LEFT, WIDTH, figure
 from opd.claims.verdict import concluded, judged
 from opd.cli.main import main
 from opd.compare.outcome import Field, look
+from opd.compare.plan import Entrant
 from opd.errors import OpdError
 
 HERE = {"steps": 2, "batch": 2, "max_new": 8, "eval_problems": 4, "teacher": "embedded:teacher"}
@@ -34,6 +35,22 @@ def outcome(tmp_path, accuracies, **more):
     for trial in trials:
         finish(trial, *accuracies[trial.entrant.label])
     return judged(one, Field(tuple(look(trial, {}) for trial in trials)))
+
+
+def test_the_common_methods_write_as_many_answers_as_the_method_and_learn_as_often():
+    common = ("sampled_token", "local_support", "shuffled", "constant_negative")
+    for name in claims.names():
+        for one in claims.load(name).case:
+            n, _ = spent(one.method)
+            for word in (word for word in one.others if word.partition(":")[0] in common):
+                assert spent(word) == (n, 1), f"{name}, when {one.name}: {word}"
+
+
+def spent(word: str) -> tuple[int, int]:
+    """Answers per problem and updates per batch."""
+    entrant = Entrant.of(word)
+    own = {p.name: p.default for p in recipes.describe(entrant.method).parameters} | entrant.parameters
+    return own.get("n", 1), own.get("updates", 1)
 
 
 def test_better_than_baseline_and_control_is_shown(tmp_path):

@@ -11,7 +11,6 @@ from opd import recipes
 from opd.errors import SettingError, nearest
 from opd.settings import checked, read_toml
 
-BESIDE = ("sampled_token", "local_support:k=16", "shuffled")  # whom every method is held against
 Better = Literal["higher", "lower"]
 
 
@@ -23,7 +22,7 @@ class Case(BaseModel):
     name: str = Field(description="ends the sentence 'shown only when ...'")
     method: str = Field(description="as opd compare takes it: NAME or NAME:parameter=value,...")
     baseline: str = Field(description="the method's own baseline, in the same words")
-    others: tuple[str, ...] = Field(BESIDE, description="whom it is also held against; of them, the control decides")
+    others: tuple[str, ...] = Field((), description="whom it is also held against; of them, the control decides")
     measure: str = Field(
         "sampled",
         description="sampled, greedy, reverse_kl or length at the end; metric:NAME is a mean over the run; "

@@ -12,14 +12,15 @@ from opd.claims.figure import figure
 
 HEAD = """# Methods: what their papers claim, and what is seen here
 
-Each claim is tried on a small task made for it: the method against its own baseline, and where these make sense
-against two common methods and a control that has the same numbers on the wrong tokens. Every method gets the best
-learning rate of one grid, chosen on problems that no number here is about: all rates with one seed, then the better
-half with three where the table says so. That choice keeps some noise, which no interval holds. **Shown** means better
-than baseline *and* control by more than a 95 % interval leaves open, corrected for no number of claims; where the best
-rate is the end of its grid, a better one may lie beyond. A claim that is not shown at this size may hold at another;
-one with fewer than five seeds is provisional. What each method is, and what is uncertain about it: `opd show METHOD`.
-Written by `opd reproduce --page docs/methods.md`.
+Each claim is tried on a small task made for it: the method against its own baseline, against two common methods and
+against a control that has the same numbers on the wrong tokens. A method whose teacher is a copy of the student has no
+outside teacher, whom the common methods ask; its control is one that lowers whatever was written. Every method gets
+the best learning rate of one grid, chosen on problems that no number here is about: all rates with one seed, then the
+better half with three where the table says so. That choice keeps some noise, which no interval holds. **Shown** means
+better than baseline *and* control by more than a 95 % interval leaves open, corrected for no number of claims; where
+the best rate is the end of its grid, a better one may lie beyond. A claim that is not shown at this size may hold at
+another; one with fewer than five seeds is provisional. What each method is, and what is uncertain about it: `opd show
+METHOD`. Written by `opd reproduce --page docs/methods.md`.
 
 """
 SHARES = {
