@@ -1,0 +1,137 @@
+"""What three kinds of training do to the same weights, looked at where they have moved them equally far.
+
+    python -m experiments.geometry.compare --out runs/geometry
+
+SFT, on-policy distillation (sampled_token) and REINFORCE start from one student on one task with one optimizer and one
+learning rate; a checkpoint every other step. Of every run the checkpoint counts whose change is nearest in norm to the
+smallest final one of its seed. Then SFT and distillation once more, held to a few directions of their own movement.
+"On the Geometry of On-Policy Distillation" (arXiv 2606.07082) compares runs of unlike rates, lengths and origins.
+A stopped command, given again, goes on.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from opd import Run, Settings
+from opd.bootstrap import Interval, over_seeds
+from opd.checkpoint import write_text
+from opd.claims import models
+from opd.cli.measuring import View, measured
+from opd.cli.quiet import hush
+
+Values = dict[str, Any]
+METHODS: dict[str, Values] = {
+    "SFT": {"method": "sft", "parameters": {"fresh": True}, "batch": 128},
+    "distillation": {"method": "sampled_token", "batch": 32},
+    "REINFORCE": {"method": "reinforce", "batch": 32},
+}
+HELD = ("SFT", "distillation")
+RANKS = (0, 1, 4, 16)  # of 64; 0 is free
+TASK = "jsonl:made:records/problems.jsonl,held_out=512,grader=opd.claims.taught:is_record"
+SHARED: Values = {
+    "student": "made:unsure", "teacher": "made:records", "task": TASK, "steps": 60, "max_new": 24, "warmup": 10,
+    "eval_problems": 256, "drafts": 0, "checkpoint_every": 2, "keep_checkpoints": 100, "threads": 1,
+}  # fmt: skip
+VIEW = View(directions=16, rank=8, share=0.5, subspace=4)
+NUMBERS = {  # heading -> digits, scale
+    "unchanged": ("unchanged, %", 1, 100),
+    "rotation": ("rotation, °", 2, 1),
+    "drift": ("drift, %", 2, 100),
+    "principal": ("in principal, %", 1, 100),
+    "small": ("in small, %", 1, 100),
+    "stable_rank": ("stable rank", 2, 1),
+    "tail": ("tail", 2, 1),
+}
+
+
+def ran(name: str, seed: int, rank: int = 0, *, out: Path, lr: float) -> Path:
+    """The folder of a run, made now or found."""
+    folder = out / f"{name}-lr{lr:g}-rank{rank}-seed{seed}"
+    if not (folder / "summary.json").is_file():
+        made = models.made(out / "models", print)
+        values = SHARED | METHODS[name] | {"seed": seed, "lr": lr, "subspace_rank": rank, "out": str(folder)}
+        if rank:
+            values["checkpoint_every"] = 0
+        values |= {key: made(values[key]) for key in ("student", "teacher", "task")}
+        settings = Settings.of(**values)
+        (Run.resume(folder) if (folder / "run.toml").is_file() else Run.new(settings)).train()
+    return folder
+
+
+def looked(folder: Path) -> list[Values]:
+    """What the run did to the weights, checkpoint by checkpoint; kept beside the run."""
+    file = folder / "geometry.json"
+    if not file.is_file():
+        write_text(file, json.dumps(measured(folder, VIEW), indent=1))
+    return json.loads(file.read_text(encoding="utf-8"))["checkpoints"]
+
+
+def matched(courses: dict[str, list[Values]]) -> dict[str, Values]:
+    """Of each method the checkpoint that is as far from the start as the least of all comes at its end."""
+    far = min(course[-1]["mean"]["size"] for course in courses.values())
+    return {name: min(course, key=lambda line: abs(line["mean"]["size"] - far)) for name, course in courses.items()}
+
+
+def accuracy(folder: Path, when: str = "student_after") -> float:
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return 100 * summary[when]["sampled"]["grade"]
+
+
+# ---- tables
+
+
+def shapes(seeds: Sequence[int], run: Callable[..., Path]) -> list[str]:
+    """One line per method: means over matrices at equal norm, over seeds with Student's interval."""
+    at = [matched({name: looked(run(name, seed)) for name in METHODS}) for seed in seeds]
+    headings = [heading for heading, _, _ in NUMBERS.values()]
+    lines = ["", "| | step | size | " + " | ".join(headings) + " | right at the end, % |"]
+    lines.append("|" + "---|" * (len(headings) + 4))
+    for name in METHODS:
+        cells = [
+            f"{min(one[name]['step'] for one in at)} to {max(one[name]['step'] for one in at)}",
+            said(over_seeds([one[name]["mean"]["size"] for one in at]), 3),
+        ]
+        for number, (_, digits, scale) in NUMBERS.items():
+            cells.append(said(over_seeds([scale * one[name]["mean"][number] for one in at]), digits))
+        cells.append(said(over_seeds([accuracy(run(name, seed)) for seed in seeds]), 1))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def held(seeds: Sequence[int], run: Callable[..., Path]) -> list[str]:
+    """Accuracy of runs that are held to so many directions from a fifth of their steps on."""
+    lines = ["", "| right, % | " + " | ".join("free" if not rank else f"rank {rank}" for rank in RANKS) + " |"]
+    lines.append("|" + "---|" * (len(RANKS) + 1))
+    for name in HELD:
+        cells = [said(over_seeds([accuracy(run(name, seed, rank)) for seed in seeds]), 1) for rank in RANKS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def said(interval: Interval, digits: int) -> str:
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:.{digits}f}"
+    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=lambda name: Path(name).resolve(), default="runs/geometry")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--lr", type=float, nargs="+", default=[3e-4, 1e-3])
+    args = parser.parse_args()
+    hush()
+    seeds, lines = range(args.seeds), list[str]()
+    for lr in args.lr:
+        run = partial(ran, out=args.out, lr=lr)
+        lines += ["", f"Learning rate {lr:g}:", *shapes(seeds, run), *held(seeds, run)]
+        write_text(args.out / "geometry.md", "\n".join(lines).strip() + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
