@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from itertools import product
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from opd import maths, supports
 from opd.contract import anatomy, check, gradients, toy_cast, toy_groups
 from opd.dist import TableDist, TopDist
+from opd.errors import OpdError
 from opd.parts.credit import LogRatio
 from opd.parts.losses import TruncatedGradient
 from opd.parts.means import token_mean
@@ -17,6 +19,7 @@ from opd.parts.reshape import Bounded, Early, Extrapolated, PowerRatio
 from opd.parts.support_losses import SupportGradient
 from opd.recipes.extrapolated import extrapolated
 from opd.recipes.iw_opd import iw_opd
+from opd.recipes.local_support import local_support
 from opd.recipes.power import power
 from opd.recipes.rethinking import rethinking
 from opd.recipes.sampled_token import sampled_token
@@ -338,11 +341,38 @@ def test_a_truncated_weight_is_the_cap_beyond_it_and_the_ratio_below():
 # ---- rethinking
 
 
-def support_slope(logits, lq, **options):
+def support_slope(logits, lq, form="released", **options):
     """The gradient of one row's loss in the logits."""
     student, rows = world(logits, lq)
-    loss = rethinking(**options).terms["match"].loss(student, rows)[0]
+    loss = rethinking(form=form, **options).terms["match"].loss(student, rows)[0]
     return torch.autograd.grad(loss, logits)[0]
+
+
+@pytest.mark.parametrize("words", get_args(supports.Words))
+def test_the_equation_is_the_renormalised_reverse_kl_on_any_of_the_words(words):
+    logits, lq = drawn(0, 8).requires_grad_(), drawn(1, 8).log_softmax(-1)
+    lp = logits.log_softmax(-1)
+    ids, valid = supports.combined(lp.detach().topk(4).indices[None], lq.topk(4).indices[None], words)
+    inside = ids[valid]
+    assert 2 <= len(inside) < 8
+    p, q = lp[inside].log_softmax(-1), lq[inside].log_softmax(-1)
+    (expected,) = torch.autograd.grad((p.exp() * (p - q)).sum(), logits)
+    assert expected.abs().max() > 1e-2, "there is something to learn"
+    student, rows = world(logits, lq)
+    loss = rethinking(k=4, words=words).terms["match"].loss(student, rows)  # the default form
+    assert torch.allclose(loss, (p.exp() * (p - q)).sum().detach(), atol=1e-14)
+    assert torch.allclose(torch.autograd.grad(loss[0], logits)[0], expected, atol=1e-14)
+    released = support_slope(logits, lq, k=4, words=words)
+    assert (released - expected).abs().max() > 1e-2
+
+
+def test_the_equation_on_the_students_words_is_local_support():
+    logits, lq = drawn(0, 8).requires_grad_(), drawn(1, 8).log_softmax(-1)
+    student, rows = world(logits, lq)
+    ours, theirs = (
+        method.terms["match"].loss(student, rows) for method in (rethinking(k=4), local_support(k=4, source="student"))
+    )
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("words", ["only_stu", "only_tch", "union", "intersection"])
@@ -414,21 +444,23 @@ def test_words_that_only_one_has_are_weighted_as_they_are():
     assert torch.allclose(support_slope(logits, lq, k=4, words="union-intersection"), expected, atol=1e-14)
 
 
-def test_without_a_common_word_nothing_is_learned_and_it_is_counted():
+@pytest.mark.parametrize("form", ["equation", "released"])
+def test_without_a_common_word_nothing_is_learned_and_it_is_counted(form):
     logits = torch.arange(4).double().requires_grad_()
     student, rows = world(logits, logits.detach().flip(-1).log_softmax(-1))
-    loss = rethinking(k=2, words="intersection").terms["match"].loss
+    loss = rethinking(k=2, form=form, words="intersection").terms["match"].loss
     value = loss(student, rows)
     assert torch.equal(value, torch.zeros(4).double())
     assert torch.autograd.grad(value.sum(), logits)[0].tolist() == [0] * 4
-    (count,) = rethinking(k=2, words="intersection").observe
+    (count,) = rethinking(k=2, form=form, words="intersection").observe
     assert count(student, rows)["support.empty"].tolist() == [1.0] * 4
 
 
 def test_a_second_update_remembers_the_student_of_the_first():
     """Ratios beyond the clip learn nothing more, and a lowered word's term is bounded by the dual clip."""
-    seen = anatomy(partial(rethinking, k=3, updates=2))
+    seen = anatomy(partial(rethinking, k=3, form="released", updates=2))
     assert seen.passes["student reads"] == 1 and "own" in seen.reads
+    assert "student reads" not in anatomy(partial(rethinking, k=3, updates=2)).passes, "the equation remembers nobody"
     old, lq = logs([0.5, 0.3, 0.2]), logs([0.8, 0.1, 0.1])
     now = logs([0.7, 0.2, 0.1]).requires_grad_()
     student, rows = world(now, lq)
@@ -449,9 +481,22 @@ def test_an_outcome_reward_is_a_term_of_its_own():
     assert len(list(check(partial(rethinking, k=3, reward=0.5)))) == 8
 
 
-@pytest.mark.parametrize("options", [{"words": "union-intersection", "updates": 2}, {"form": "equation"}])
-def test_every_form_keeps_the_contract(options):
-    assert len(list(check(partial(rethinking, k=3, **options)))) == 8
+@pytest.mark.parametrize("form", ["equation", "released"])
+@pytest.mark.parametrize("options", [{}, {"words": "union-intersection", "updates": 2}])
+def test_every_form_keeps_the_contract(form, options):
+    assert len(list(check(partial(rethinking, k=3, form=form, **options)))) == 8
+
+
+@pytest.mark.parametrize("given", [{"weight": "none"}, {"clip": 0.1}, {"dual": 0.0}])
+def test_what_the_equation_has_no_use_for_is_refused(given):
+    (name,) = given
+    with pytest.raises(OpdError, match=rf"form=equation.*{name}={given[name]}.*form=released"):
+        rethinking(**given)
+    rethinking(form="released", **given)
+
+
+def test_clip_is_the_outcome_rewards_too():
+    assert rethinking(reward=1.0, clip=0.1).terms["reward"].loss.clip == 0.1
 
 
 # ---- iw_opd

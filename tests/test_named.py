@@ -22,9 +22,9 @@ VARIANTS = [
     ("local_support", {"outside": "drop", "sampled": True}),
     ("local_support", {"outside": "sampled_tail", "cap": 0.9}),
     ("local_support", {"outside": "published_sampled_tail"}),
+    ("rethinking", {"form": "released"}),
+    ("rethinking", {"form": "released", "weight": "teacher_p", "dual": 0.0}),
     ("rethinking", {}),
-    ("rethinking", {"weight": "teacher_p", "dual": 0.0}),
-    ("rethinking", {"form": "equation"}),
     ("rethinking", {"reward": 0.5}),
     ("opcd", {}),
     ("opcd", {"renorm": True}),
@@ -67,10 +67,11 @@ def test_the_first_update_of_a_batch_is_the_same(name, options):
     assert max(float(g.abs().max()) for g in slope.values()) > 1e-3
 
 
-def test_later_updates_keep_the_support_of_the_start_by_enumeration():
-    method = method_of("local_support", updates=2)
+@pytest.mark.parametrize("name", ["local_support", "rethinking"])
+def test_later_updates_keep_the_support_of_the_start_by_enumeration(name):
+    method = method_of(name, updates=2)
     cast, rows, sequences = batch(method)
-    whole = replace(method_of("local_support", False), updates=Updates())
+    whole = replace(method_of(name, False), updates=Updates())
     _, everything, _ = batch(whole)
     start = rows.dist("own").top(K)
     moved(cast["student"])
@@ -86,7 +87,7 @@ def test_later_updates_keep_the_support_of_the_start_by_enumeration():
     assert abs(float(expected(start) - expected(now.top(K)))) > 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"weight": "none"}])
+@pytest.mark.parametrize("options", [{"form": "released"}, {"form": "released", "weight": "none"}])
 def test_a_support_that_is_that_of_the_start_anyway_is_the_same_at_every_update(options):
     (loss, slope), (named, its) = both("rethinking", options, move=True, updates=2)
     assert abs(loss - named) < 1e-12 and distance(slope, its) < 1e-12

@@ -187,7 +187,7 @@ def test_published_defaults():
     assert (defaults["nail"]["noise"], defaults["nail"]["answer"]) == ("uniform", "whole")
     assert (defaults["power"]["alpha"], defaults["power"]["top_p"], defaults["power"]["top_k"]) == (5.0, 0.95, 20)
     assert (defaults["extrapolated"]["lam"], defaults["extrapolated"]["c"]) == (1.25, 5.0)
-    assert (defaults["rethinking"]["k"], defaults["rethinking"]["words"]) == (16, "only_stu")
+    assert [defaults["rethinking"][name] for name in ("k", "words", "form")] == [16, "only_stu", "equation"]
     assert (defaults["iw_opd"]["gain"], defaults["iw_opd"]["n"], defaults["stable_opd"]["n"]) == (0.5, 1, 4)
     assert [defaults["lightning"][name] for name in ("weighted", "temperature", "top_p")] == [False, 1.0, 1.0]
     assert (defaults["representation"]["last"], defaults["representation"]["layers"]) == (2000, (0,))
@@ -243,8 +243,10 @@ def test_sampled_token_is_the_reverse_kl_gradient_in_expectation():
         ("power", {"reward": "tanh", "tau": 0.0}),
         ("power", {"form": "full", "reward": "log"}),
         ("rethinking", {"k": 0}),
-        ("rethinking", {"dual": 1.1}),
-        ("rethinking", {"form": "equation", "words": "union"}),
+        ("rethinking", {"k": 1}),
+        ("rethinking", {"form": "released", "k": 0}),
+        ("rethinking", {"form": "released", "dual": 1.1}),
+        ("rethinking", {"weight": "teacher_p"}),
         ("rethinking", {"reward": 1.0, "n": 1}),
         ("rethinking", {"only_named": True, "words": "union"}),
         ("stable_opd", {"near": -0.1}),

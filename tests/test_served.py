@@ -75,7 +75,7 @@ FAMILIES = {
     "top K of the teacher": ("local_support", {"k": 8, "source": "teacher"}),
     "top K and tail": ("local_support", {"k": 8, "source": "teacher", "outside": "tail"}),
     "top K of the student": ("local_support", {"k": 8, "source": "student", "only_named": True, "sampled": True}),
-    "top K of the student, each as if drawn": ("rethinking", {"k": 8, "only_named": True}),
+    "top K of the student, each as if drawn": ("rethinking", {"form": "released", "k": 8, "only_named": True}),
     "the whole distribution": ("gkd", {"lam": 1.0}),
     "a text of the teacher": ("gkd", {"lam": 0.0}),
     "states of a layer": ("representation", {"bridge": 8}),

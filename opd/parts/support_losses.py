@@ -57,44 +57,72 @@ class OnSupport:
 
 
 @dataclass(frozen=True)
-class SupportGradient:
-    """PPO's surrogate summed over words that student and teacher think best, each as if drawn (2604.13016).
+class _OnWords:
+    """What student and teacher are compared at where both of their K best words have a say (supports.combined).
 
-    words: which, see supports.combined; weight: how they count, see supports.support_gradient; old: the column of the
-    student's distributions at the start of the batch, empty where the only update of a batch begins with them.
+    old: the column of the student's distributions at the start of the batch, whose best words are then the student's;
+    empty where they are those of the student as it is.
     """
 
     k: int
     words: supports.Words = "only_stu"
-    weight: supports.Weight = "student_p"
-    clip: float = 0.2
-    dual: float = 3.0
     old: str = ""
     teacher: str = "teacher"
 
     def __post_init__(self) -> None:
         require(self.k >= 1, "the size K of the support", got=self.k, expected="at least 1")
-        one_of("whose words are rewarded", self.words, get_args(supports.Words))
+        one_of("whose words they are", self.words, get_args(supports.Words))
+
+    def empty(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
+        """support.empty: 1 where there is no such word and nothing is learned, else 0."""
+        _, valid = self._ids(student, rows)
+        return {"support.empty": (~valid.any(-1)).to(student.chosen)}
+
+    def _ids(self, student: Dist, rows: Rows) -> tuple[Tensor, Tensor]:
+        ours = (rows.dist(self.old) if self.old else student).top(self.k)
+        theirs = rows.dist(self.teacher).top(self.k).to(ours.device)
+        return supports.combined(ours, theirs, self.words)
+
+    def _support(self, student: Dist, rows: Rows) -> supports.Support:
+        return supports.gather_support(student, rows.dist(self.teacher), *self._ids(student, rows))
+
+
+@dataclass(frozen=True)
+class SupportKL(_OnWords):
+    """Reverse KL of student and teacher, both renormalised on the words (2604.13016); 0 where there is none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.k > 1, "a support of one token, renormalised, is always matched", got=f"k={self.k}",
+                expected="k of at least 2")  # fmt: skip
+
+    def __call__(self, student: Dist, rows: Rows) -> Tensor:
+        return maths.reverse_kl(*supports.close(self._support(student, rows), "renormalise"))
+
+
+@dataclass(frozen=True)
+class SupportGradient(_OnWords):
+    """PPO's surrogate summed over the words, each as if drawn (the code of 2604.13016).
+
+    weight: how they count, see supports.support_gradient. Without `old` the student as it is stands for the one that
+    wrote, which is right for the first update of a batch.
+    """
+
+    weight: supports.Weight = "student_p"
+    clip: float = 0.2
+    dual: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("how they are weighted", self.weight, get_args(supports.Weight))
         require(self.dual == 0 or self.dual > 1 + self.clip, "the bound of a negative advantage (dual)", got=self.dual,
                 expected=f"0 for none, or more than 1 + clip = {1 + self.clip}")  # fmt: skip
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
-        ids, valid = self._support(student, rows)
-        support = supports.gather_support(student, rows.dist(self.teacher), ids, valid)
-        old = rows.dist(self.old).at(ids) if self.old else support.student
+        support = self._support(student, rows)
+        old = rows.dist(self.old).at(support.ids) if self.old else support.student
         normalised = self.words != "union-intersection"  # as released
         return supports.support_gradient(support, old, self.weight, normalised, self.clip, self.dual)
-
-    def empty(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
-        """support.empty: 1 where there is no such word and nothing is learned, else 0."""
-        _, valid = self._support(student, rows)
-        return {"support.empty": (~valid.any(-1)).to(student.chosen)}
-
-    def _support(self, student: Dist, rows: Rows) -> tuple[Tensor, Tensor]:
-        ours = (rows.dist(self.old) if self.old else student).top(self.k)
-        theirs = rows.dist(self.teacher).top(self.k).to(ours.device)
-        return supports.combined(ours, theirs, self.words)
 
 
 def compared(
