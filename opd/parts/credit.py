@@ -239,12 +239,13 @@ def _first(hit: Tensor, sequence: Tensor, row: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LastOnly:
-    """Only the last k decisions of a rollout are learned from."""
+    """Only the last k decisions of a rollout are learned from, or by the terms whose `rows` is `into` alone."""
 
     k: int
+    into: str = "keep"
 
     def __call__(self, rows: Rows) -> Rows:
-        return rows.plus(keep=rows["keep"] & (rows["row"] >= rows["length"] - self.k))
+        return rows.plus(**{self.into: rows["keep"] & (rows["row"] >= rows["length"] - self.k)})
 
 
 @dataclass(frozen=True)

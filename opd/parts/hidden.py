@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from opd import maths
@@ -22,11 +23,13 @@ from opd.rows import Rows
 class StateDistance:
     """(1/|L|) sum over layers of (1/D) || h_S - h_T ||^2, states after the decided token (2606.06021, Eq. 6).
 
-    layers: numbers of transformer blocks from 1, -1 for the last; (0,) for every one.
+    layers: numbers of transformer blocks from 1, -1 for the last; (0,) for every one. normalised: both states are
+    brought to length 1 first, as the code of its bridge branch does.
     """
 
     layers: tuple[int, ...] = (EVERY_LAYER,)
     teacher: str = "teacher"
+    normalised: bool = False
 
     def check(self, cast: Cast) -> None:
         """Models that tell their width are compared before step 1."""
@@ -47,7 +50,10 @@ class StateDistance:
     def _distance(self, ours: Tensor, theirs: Tensor, layer: int) -> Tensor:
         if ours.shape[-1] != theirs.shape[-1]:
             raise _unequal(f"hidden states of layer {layer}", ours.shape[-1], theirs.shape[-1])
-        return (maths.upcast(ours) - maths.upcast(theirs.to(ours.device))).square().mean(-1)
+        near, far = maths.upcast(ours), maths.upcast(theirs.to(ours.device))
+        if self.normalised:
+            near, far = F.normalize(near, dim=-1), F.normalize(far, dim=-1)
+        return (near - far).square().mean(-1)
 
 
 def _width(member: Any) -> int | None:
