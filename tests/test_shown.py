@@ -107,14 +107,16 @@ def test_a_tempered_loss_compares_tempered_distributions():
 
 def test_released_variants_are_not_the_papers():
     paper, _ = toy("opsd")
-    for parameters in ({"tau": 0.0}, {"beta": 0.5, "tau": 0.0, "loss_temperature": 1.1}, {"tau": 0.0, "k": 3}):
+    released = {"beta": 0.5, "tau": 0.0, "loss_temperature": 1.1}
+    for parameters in ({"tau": 0.0}, released, {"tau": 0.0, "k": 3}, {"form": "sampled"}):
         assert distance(paper, toy("opsd", **parameters)[0]) > 1e-3
     paper, _ = toy("sdft")
     assert distance(paper, toy("sdft", alpha=0.0)[0]) > 1e-3
     paper, _ = toy("opcd", k=3)
     assert distance(paper, toy("opcd", k=3, renorm=True)[0]) > 1e-3
     paper, _ = toy("sdpo", k=3)
-    assert distance(paper, toy("sdpo", k=3, alpha=1.0)[0]) > 1e-3
+    for parameters in ({"k": 3, "alpha": 1.0}, {"form": "sampled", "alpha": 1.0}):
+        assert distance(paper, toy("sdpo", **parameters)[0]) > 1e-3
 
 
 def test_the_best_tokens_are_enough_when_they_are_all():

@@ -258,8 +258,9 @@ class Tempered:
         return getattr(self.part, "k", 0)
 
     def __call__(self, student: Dist, rows: Rows) -> Any:
-        teacher = rows.dist(self.teacher).tempered(self.temperature)
-        return self.part(student.tempered(self.temperature), rows.plus(**{self.teacher: teacher}))
+        teacher, chosen = rows.dist(self.teacher).tempered(self.temperature), f"{self.teacher}.chosen"
+        known = {chosen: teacher.chosen.to(rows[chosen].device)} if chosen in rows else {}
+        return self.part(student.tempered(self.temperature), rows.plus(**{self.teacher: teacher, **known}))
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,24 @@ the others up lowers it, so that the student moves away from the teacher there; 
 teacher that is, and tau=0 clips nothing.
 
 The first release: --beta 0.5 --tau 0 --loss-temperature 1.1, with the options --k 50 and --teacher self:ema=0.999; the
-later one: --loss-temperature 1.1.
+later one: --loss-temperature 1.1. The code's option for the drawn token alone is --form sampled --loss-temperature 1.1
+--mean token_mean: the log-ratio log q(y) - log p(y) is the token's reward in a policy gradient without clip, baseline
+or weight. Its gradient is on average the reverse KL's where p at the loss's temperature drew the token; with a nucleus,
+as released and here, it is off by what the nucleus leaves out.
 
-Differs: its sampled-token form is `sampled_token` under another view, and its teacher that first writes an analysis
-is left out. The later release lets student and teacher think or not, which belongs to the chat template here.
+Differs: its teacher that first writes an analysis is left out. The later release lets student and teacher think or
+not, which belongs to the chat template here.
 Uncertain: tau is the default of the later release (its scripts are reported with 1e-6 and less); at what temperature
 the paper itself compares the two (the code at the sampling one, here 1). The prompt is ours.
 """
 
 from functools import partial
+from typing import Literal
 
 from opd import maths
 from opd.errors import require
 from opd.method import Ask, Method, Term
-from opd.parts.losses import Bounded, Tempered
+from opd.parts.losses import Bounded, Tempered, TowardsTeacher
 from opd.parts.means import named
 from opd.parts.sample import OneTurn
 from opd.parts.support_losses import compared
@@ -39,6 +43,7 @@ def opsd(
     beta: float = 0.0,
     tau: float = 0.05,
     k: int = 0,
+    form: Literal["full", "sampled"] = "full",
     loss_temperature: float = 1.0,
     n: int = 1,
     temperature: float = 1.1,
@@ -50,6 +55,7 @@ def opsd(
     beta: 0 forward KL, 1 reverse KL, Jensen-Shannon in between
     tau: the most that one word may bring of the forward KL; 0 for no bound
     k: the teacher's best tokens on which both are compared, renormalised; 0 for the whole vocabulary
+    form: a divergence of both, or the policy gradient of the token that was drawn
     loss_temperature: at which both are compared
     n: answers per prompt
     temperature: at which the student writes
@@ -60,10 +66,15 @@ def opsd(
     only = "0: it belongs to the forward KL over the whole vocabulary"
     require(not tau or (beta == 0 and k == 0), "tau", got=f"tau={tau} with beta={beta}, k={k}", expected=only)
     require(0 <= beta <= 1, "beta", got=beta, expected="a number in [0, 1]")
+    usual = (beta, tau, k) == (0, 0.05, 0)
+    require(form == "full" or usual, "form=sampled has no divergence", got=f"beta={beta}, tau={tau}, k={k}",
+            expected="their defaults, or form=full")  # fmt: skip
     loss, want = (Bounded(tau), Want(dist=True)) if tau else compared(partial(maths.jsd, beta=beta), k)
+    if form == "sampled":
+        loss, want = TowardsTeacher(), Want(chosen=True)
     cut = (loss.cut,) if isinstance(loss, Bounded) else ()
     if loss_temperature != 1:  # best tokens alone have no other temperature
-        loss, want = Tempered(loss, loss_temperature), Want(dist=True)
+        loss, want = Tempered(loss, loss_temperature), Want(dist=True, chosen=want.chosen)
         cut = tuple(Tempered(one, loss_temperature) for one in cut)
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p, top_k=top_k)),
