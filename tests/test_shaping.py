@@ -295,6 +295,18 @@ def test_rlcsd_with_marked_answers_only_differs_from_the_default():
     assert not credited(load("rlcsd")(marked=True))[0]["keep"].any()
 
 
+def test_rlcsd_of_a_later_version_has_another_gradient_in_each_of_its_settings():
+    """tau 1.3, eta .5 and a mean per answer, as a re-implementer took them, against the released defaults."""
+    settings = {"tau": 1.3, "eta": 0.5, "mean": "sequence_mean"}
+    tried = [{}, *({name: value} for name, value in settings.items()), settings]
+    slopes = [gradient_of(load("rlcsd")(**given)) for given in tried]
+    assert min(distance(one, other) for i, one in enumerate(slopes) for other in slopes[:i]) > 1e-3
+    rows, student, sequences = credited(load("rlcsd")())
+    parts = [rows.plus(keep=rows[name]) for name in ("plain", "selected")]
+    plain, selected = (gradients(grpo("token_mean"), student, part, sequences) for part in parts)
+    assert distance(slopes[2], {name: plain[name] + 0.5 * selected[name] for name in plain}) < 1e-12
+
+
 def test_rlcsd_has_two_means_each_over_its_own_tokens():
     method = load("rlcsd")(delta=0.4)
     rows, _, _ = credited(method)
