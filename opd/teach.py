@@ -139,12 +139,13 @@ def teach(asks: Sequence[Ask], groups: Sequence[Group], rows: Rows, cast: Cast) 
 
 def _asked(shown: Shown, stand_in: Rollout, rows: Rows) -> list[Rollout]:
     """The contexts that the reader gets; an optional ask that shows nothing at all asks about a rollout as it is."""
-    contexts = [context for context in shown.contexts if context is not None]
-    if not contexts:
+    places = shown.contexts
+    if all(place is None for place in places):
         if not shown.read.optional:
             raise MethodError(f"the view of {shown.read.into} showed {shown.read.who} nothing in the whole batch")
-        return [stand_in]
-    return _with_ids(contexts, shown.contexts, shown.read.want.gather, rows) if shown.read.want.gather else contexts
+        places = [stand_in, *places[1:]]  # the first of the table, whose named ids it gets
+    contexts = [context for context in places if context is not None]
+    return _with_ids(contexts, places, shown.read.want.gather, rows) if shown.read.want.gather else contexts
 
 
 def _placed(rows: Rows, shown: Shown, contexts: Sequence[Rollout], answer: Answer, sizes: Sequence[int]) -> Rows:

@@ -278,6 +278,9 @@ def test_a_method_of_rewards_without_a_grade_is_refused(tmp_path, capsys):
     ("words", "said"),
     [
         (["grpo", "--n", "1"], "expected at least 2"),
+        (["rlcsd", "--n", "1"], "each other's hints: got 1, expected at least 2"),
+        (["rlsd_ectr", "--n", "1"], "each other's hints: got 1, expected at least 2"),
+        (["opsd_ectr", "--n", "1", "--hint", "reference"], "each other's hints: got 1, expected at least 2"),
         (["reinforce", "--n", "1", "--baseline", "siblings"], "expected at least 2"),
         (["sft", "--reference", "self"], "sft asks no reference"),
         (["sft", "--teacher", "none"], "needs a teacher"),

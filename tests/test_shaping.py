@@ -405,6 +405,23 @@ def test_opsd_with_contrast_keeps_only_what_has_both_hints():
     assert torch.equal(rows["keep"], ~rows["masked.hint"]) and int(rows["masked.hint"].sum()) > 0
 
 
+@pytest.mark.parametrize("rewards", [[0] * 8, [1] * 8, [1, 0], [0, 0]])
+def test_opsd_with_contrast_learns_nothing_and_says_so_where_nobody_is_shown_a_hint_of_some_kind(rewards):
+    """All answers are right or all wrong, or siblings are fewer than wrong hints: some ask shows nobody anything."""
+    method = load("opsd_ectr")(k=3, n=len(rewards))
+    rows, student, sequences = credited(method, rewards)
+    assert rows["masked.hint"].all() and not rows["keep"].any()
+    assert not any(float(g.abs().max()) for g in gradients(method, student, rows, sequences).values())
+
+
+@pytest.mark.parametrize("rewards", [[1, 1, 0, 0], [1, 0, 0]])
+def test_opsd_with_contrast_does_with_fewer_siblings_than_wrong_hints(rewards):
+    rows, student, sequences = credited(load("opsd_ectr")(k=3, n=len(rewards)), rewards)
+    assert not rows["wrong.3.shown"].any() and rows["wrong.3.gathered"].isnan().all() and rows["keep"].any()
+    found = gradients(load("opsd_ectr")(k=3), student, rows, sequences)
+    assert 0 < max(float(g.abs().max()) for g in found.values()) < math.inf
+
+
 # ------------------------------------------------------------------------------------------------------------- SC-GRPO
 
 
@@ -695,6 +712,8 @@ def rewarded(group, number):
         ("rlcsd", {"cap": -1.0}),
         ("opsd_ectr", {"most": -1.0}),
         ("opsd_ectr", {"half": 0.0}),
+        ("opsd_ectr", {"n": 1}),
+        ("rlsd_ectr", {"n": 1}),
         ("rlsd_ectr", {"wrong": 0}),
         ("sc_grpo", {"n": 2}),
         ("sc_grpo", {"percentile": 101.0}),

@@ -74,12 +74,14 @@ def labelled_if_marked(rollout: Rollout) -> str | None:
 
 
 def contrasting(
-    template: str, hint: str, wrong: int, only_marked: bool, want: Want, of_wrong: Want | None = None
+    n: int, hint: str, wrong: int, only_marked: bool, template: str, want: Want, of_wrong: Want | None = None
 ) -> tuple[Ask, ...]:
     """The teacher's asks under one right hint, a `sibling` or the `reference`, and under `wrong` wrong siblings.
 
-    A rollout may have fewer siblings of a kind, or none: all asks are optional. They want the same, unless `of_wrong`.
+    Of n answers one may have fewer siblings of a kind, or none: all asks are optional. They want the same, unless
+    `of_wrong`.
     """
+    require(n >= 2, "answers per prompt n, which are each other's hints", got=n, expected="at least 2")
     one_of("the right hint", hint, ("sibling", "reference"))
     require(wrong >= 1, "wrong hints per answer", got=wrong, expected="at least 1")
     shows = labelled_if_marked if only_marked else labelled

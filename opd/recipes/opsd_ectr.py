@@ -63,7 +63,7 @@ def opsd_ectr(
     loss = TowardsContrast(wrong, strength, least, most, half)
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p, top_k=top_k)),
-        teach=contrasting(template("rlcsd"), hint, wrong, marked, right, others),
+        teach=contrasting(n, hint, wrong, marked, template("rlcsd"), right, others),
         credit=BothHints(wrong),
         terms={"match": Term(loss, named(mean))},
         observe=(loss.cut,),

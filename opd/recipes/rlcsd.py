@@ -25,7 +25,6 @@ it speaks.
 
 from typing import Literal
 
-from opd.errors import require
 from opd.method import Method, Term, Updates, chain
 from opd.parts.groups import GroupAdvantage, SkipTrivial
 from opd.parts.hints import contrasting
@@ -74,12 +73,11 @@ def rlcsd(
     updates: optimizer steps per batch, each on its own part of the problems
     mean: token_mean, sequence_mean or sequence_sum, over each kind of token for itself
     """
-    require(n >= 2, "answers per prompt n, which are compared with each other", got=n, expected="at least 2")
     loss, over = PolicyGradient(clip, "untruncated"), named(mean)
     shape = chain(BothHints(wrong), Contrast(wrong), Shifted(lam, tau, delta), Corrected(cap))
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p, top_k=top_k)),
-        teach=contrasting(template("rlcsd"), hint, wrong, marked, Want(chosen=True)),
+        teach=contrasting(n, hint, wrong, marked, template("rlcsd"), Want(chosen=True)),
         credit=chain(SkipTrivial(), GroupAdvantage(), shape),
         terms={"plain": Term(loss, over, rows="plain"), "selected": Term(loss, over, eta, rows="selected")},
         updates=Updates(parts=updates),

@@ -61,7 +61,7 @@ def rlsd_ectr(
     shape = chain(BothHints(wrong), Contrast(wrong), Bounded("contrast", width, Fading(lam, fade)))
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p, top_k=top_k)),
-        teach=contrasting(template("rlcsd"), hint, wrong, marked, Want(chosen=True)),
+        teach=contrasting(n, hint, wrong, marked, template("rlcsd"), Want(chosen=True)),
         credit=chain(SkipTrivial(), GroupAdvantage(), shape),
         terms={"reward": Term(PolicyGradient(clip, "untruncated"), named(mean))},
         lookup=(Clipped(clip, clip), Noted(("contrast", "evidence.cut"))),
