@@ -16,7 +16,7 @@ from opd.masks import masks
 from opd.measure import Kinds, Measures
 from opd.method import Method, Updates, chain, parts
 from opd.parts.observe import measured
-from opd.protocols import Cast, Task, resolve_layers
+from opd.protocols import Cast, Task, depth_of, resolve_layers
 from opd.settings import Settings
 from opd.subspace import HeldToSubspace
 from opd.tasks import load_task
@@ -114,13 +114,12 @@ def check_end(settings: Settings, method: Method) -> None:
 
 
 def check_layers(method: Method, cast: Cast) -> None:
-    """Layers that a model in this process does not have are refused before anybody writes."""
+    """Layers that a model does not have are refused before anybody writes, if it tells how many it has."""
     asked = [("student", method.layers), *((ask.who, ask.want.layers) for ask in method.teach)]
     for who, layers in asked:
         for member in casting.each(cast[who]).values():
-            engine = getattr(member, "engine", member)
-            if layers and hasattr(engine, "blocks"):
-                resolve_layers(layers, len(engine.blocks), f"{who} {engine.name}")
+            if layers and (depth := depth_of(member)):
+                resolve_layers(layers, depth, f"{who} {getattr(member, 'engine', member).name}")
 
 
 def check_parts(method: Method, cast: Cast) -> None:

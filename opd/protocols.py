@@ -61,6 +61,12 @@ class Want:
         )
 
 
+def depth_of(member: Any) -> int | None:
+    """The transformer blocks of a model, or of a teacher that has or knows one; None where nobody tells."""
+    engine = getattr(member, "engine", member)
+    return len(engine.blocks) if hasattr(engine, "blocks") else getattr(engine, "depth", None)
+
+
 def resolve_layers(asked: Sequence[int], depth: int, name: str) -> dict[int, int]:
     """The key under which a state is given -> the block 1..L that it comes from; 0 stands for every block."""
     if EVERY_LAYER in asked:

@@ -56,6 +56,7 @@ def place(tmp_path_factory):
     made(folder, "teacher", seed=1)
     made(folder, "other", letters=models.LETTERS[::-1])
     made(folder, "wide", width=32)
+    made(folder, "deep", layers=3)
     made(folder, "pickled", pickled)
     made(folder, "code", with_code)
     made(folder, "cut", cut)
@@ -69,6 +70,7 @@ def place(tmp_path_factory):
         "broken.jsonl": ['{"prompt": "1+1="}', '{"prompt": "2+', '{"prompt": "3+1="}'],
         "columns.jsonl": ['{"text": "1+1="}'],
         "empty.jsonl": [],
+        "routed.jsonl": [json.dumps({"prompt": f"{i}+1=", "teacher_id": "ab"[i % 2]}) for i in range(40)],
         "list.jsonl": ['["1+1="]'],
         "one.jsonl": ['{"prompt": "1+1="}'],
         "long.jsonl": [json.dumps({"prompt": f"{i}{LONG if i == 17 else '+1='}"}) for i in range(40)],
@@ -211,6 +213,9 @@ def test_runs(refused, words):
         ("local_support --k 46", "larger than the vocabulary: got k=46, expected at most 45"),
         ("representation --layers 3", "no such layer: got [3], expected 1 to 2"),
         ("representation --teacher wide", "different widths: got student 16, teacher 32, expected equal widths"),
+        ("representation --teacher deep", "not the same layers: got student 1 to 2, teacher 1 to 3. Name layers that"),
+        ("representation --student deep --layers 3", "teacher teacher has no such layer: got [3], expected 1 to 2"),
+        ("representation --teacher a=teacher,b=deep --task jsonl:routed.jsonl", "got student 1 to 2, teacher 1 to 3"),
     ],
 )
 def test_parameters_that_do_not_fit_the_models(refused, words, sentence):

@@ -311,6 +311,9 @@ def test_mistakes_at_the_start_are_one_sentence(server, monkeypatch):
     few = lambda n, path, status, body: (200, body.replace(b'"k":1024', b'"k":4')) if "info" in path else None
     with through(server, few) as proxy, pytest.raises(TeacherError, match="fewer best tokens"):
         build(settings(proxy.url, method="local_support", parameters={"k": 8, "source": "teacher"}))
+    flat = lambda n, path, status, body: (200, body.replace(b'"layers":3', b'"layers":1')) if "info" in path else None
+    with through(server, flat) as proxy, pytest.raises(ModelError, match=r"no such layer: got \[2\], expected 1 to 1"):
+        build(settings(proxy.url, method="representation", parameters={"layers": (2,)}))
     moody = lambda n, path, status, body: filled(-9.0)(n + 8, path, status, body) if n == 1 else None
     with through(server, moody) as proxy:
         refused(Unanswered, "the same twice", url=proxy.url)

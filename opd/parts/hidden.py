@@ -15,7 +15,7 @@ from torch import Tensor
 from opd import maths
 from opd.dist import Dist
 from opd.errors import ModelError
-from opd.protocols import EVERY_LAYER, Cast
+from opd.protocols import EVERY_LAYER, Cast, depth_of
 from opd.rows import Rows
 
 
@@ -32,19 +32,22 @@ class StateDistance:
     normalised: bool = False
 
     def check(self, cast: Cast) -> None:
-        """Models that tell their width are compared before step 1."""
-        ours, theirs = (_width(cast[who]) for who in ("student", self.teacher))
+        """Models that tell their width and depth are compared before step 1."""
+        student, teacher = cast["student"], cast[self.teacher]
+        ours, theirs = _width(student), _width(teacher)
         if ours and theirs and ours != theirs:
             raise _unequal("hidden states", ours, theirs)
+        if EVERY_LAYER not in self.layers:
+            return
+        for member in getattr(teacher, "members", {"": teacher}).values():  # one of several, by problem
+            ours, theirs = depth_of(student), depth_of(member)
+            if ours and theirs and ours != theirs:
+                raise _not_the_same(f"1 to {ours}", f"1 to {theirs}")
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         ours, theirs = student.inner, rows.dist(self.teacher).inner
         if ours.keys() != theirs.keys():
-            raise ModelError(
-                "student and teacher have not the same layers",
-                got=f"student {sorted(ours)}, teacher {sorted(theirs)}",
-                remedy="Name layers that both have, for example --layers -1",
-            )
+            raise _not_the_same(sorted(ours), sorted(theirs))
         return torch.stack([self._distance(ours[layer], theirs[layer], layer) for layer in ours]).mean(0)
 
     def _distance(self, ours: Tensor, theirs: Tensor, layer: int) -> Tensor:
@@ -58,6 +61,14 @@ class StateDistance:
 
 def _width(member: Any) -> int | None:
     return getattr(getattr(member, "engine", member), "width", None)
+
+
+def _not_the_same(ours: object, theirs: object) -> ModelError:
+    return ModelError(
+        "student and teacher have not the same layers",
+        got=f"student {ours}, teacher {theirs}",
+        remedy="Name layers that both have, for example --layers -1, or say --bridge 8",
+    )
 
 
 def _unequal(what: str, ours: int, theirs: int) -> ModelError:

@@ -58,7 +58,7 @@ class Served(Remote, Speaker):
         self.name = ",".join(self.replicas.urls)
         self.can = frozenset(self.info["can"])
         self.most = dict.fromkeys(("topk", "gather"), int(self.info["limits"]["k"]))
-        self.vocab, self.width = int(self.info["vocab"]), int(self.info["width"])
+        self.vocab, self.width, self.depth = (int(self.info[name]) for name in ("vocab", "width", "layers"))
         self.tokenizer = identity.tokenizer_of(self.replicas.get("/v1/tokenizer")[0])
         if (found := identity.tokenizer_hash(self.tokenizer)) != self.info["tokenizer"]:
             raise ModelError(f"the tokenizer of {self.name} arrived as another one", got=found)
@@ -127,7 +127,7 @@ class Served(Remote, Speaker):
         return 8 + 8 * self.width * states + 12 * want.topk + 8 * self.info["limits"]["k"] * bool(want.gather)
 
     def _layers(self, want: Want) -> dict[int, int]:
-        return resolve_layers(want.layers, self.info["layers"], self.name) if want.layers else {}
+        return resolve_layers(want.layers, self.depth, self.name) if want.layers else {}
 
     def _question(self, contexts: Sequence[Rollout], want: Want) -> Question:
         whole = "hidden" if want.dist or want.layers else ""
