@@ -31,6 +31,7 @@ def build(settings: Settings, method: Method, world: Any = None) -> dict[str, An
 
 def opened(settings: Settings, method: Method, world: Any = None) -> dict[str, Any]:
     """Everybody who takes part, each loaded once and not yet compared."""
+    asked = specs(settings, method)
     if world is None:
         student: Any = open_model(settings.student, settings, settings.dtype, settings.device, learns=True)
         play = lambda spec: open_teacher(spec, settings, student)
@@ -39,7 +40,7 @@ def opened(settings: Settings, method: Method, world: Any = None) -> dict[str, A
 
         student = players.student(student_spec(settings), settings, world)
         play = lambda spec: acting(spec, settings, student, world)
-    return {"student": student, **{role: play(spec) for role, spec in specs(settings, method).items()}}
+    return {"student": student, **{role: play(spec) for role, spec in asked.items()}}
 
 
 def joined(settings: Settings, cast: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def specs(settings: Settings, method: Method) -> dict[str, str]:
     teacher = teacher_spec(settings, method)
     found = {} if teacher == NOBODY else {"teacher": teacher}
     if REFERENCE in method.roles:
-        found[REFERENCE] = settings.reference or method.casting.get(REFERENCE, "self:frozen")
+        found[REFERENCE] = reference_spec(settings, method)
     elif settings.reference:
         what = f"{settings.method} asks no reference"
         raise SettingError(what, got=f"--reference {settings.reference}", remedy="Leave it out")
@@ -75,6 +76,15 @@ def teacher_spec(settings: Settings, method: Method) -> str:
         return spec
     known = TEACHERS if acts(settings) else "a model folder"
     raise SettingError(f"{settings.method} needs a teacher", expected="--teacher", remedy=f"Give {known}, or {COPIES}")
+
+
+def reference_spec(settings: Settings, method: Method) -> str:
+    """The reference that the settings name, else the method, else the student as it was at the start."""
+    usual = method.casting.get(REFERENCE, "self:frozen")
+    if settings.reference == NOBODY:
+        what, remedy = f"{settings.method} needs a reference", f"Say --reference MODEL, or leave it out for {usual}"
+        raise SettingError(what, got=f"--reference {NOBODY}", expected="a base model", remedy=remedy)
+    return settings.reference or usual
 
 
 def acting(spec: str, settings: Settings, student: Any, world: Any) -> Any:
@@ -112,7 +122,7 @@ def named(spec: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in spec.split(","):
         name, equals, one = (text.strip() for text in part.partition("="))
-        if not (name and equals and one) or name in found:
+        if not (name and equals and one) or one == NOBODY or name in found:
             problem = f"{name!r} twice" if name in found else repr(part)
             raise SettingError(f"teachers {spec!r}", got=problem, expected="NAME=MODEL,NAME=MODEL, every name once")
         found[name] = one

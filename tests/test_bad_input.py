@@ -289,6 +289,17 @@ def test_a_method_of_rewards_without_a_grade_is_refused(tmp_path, capsys):
         (["reinforce", "--n", "1", "--baseline", "siblings"], "expected at least 2"),
         (["sft", "--reference", "self"], "sft asks no reference"),
         (["sft", "--teacher", "none"], "needs a teacher"),
+        (["sft", "--teacher", "a=none,b=self:live"], "got 'a=none', expected NAME=MODEL,NAME=MODEL"),
+        (
+            ["extrapolated", "--reference", "none"],
+            "extrapolated needs a reference: got --reference none, expected a base model. "
+            "Say --reference MODEL, or leave it out for self:frozen",
+        ),
+        (["grpo", "--beta", "0.04", "--reference", "none"], "grpo needs a reference"),
+        (["distillm2", "--reference", "none"], "distillm2 needs a reference"),
+        (["lightning", "--reference", "none"], "lightning needs a reference"),
+        (["stable_opd", "--reference", "none"], "stable_opd needs a reference"),
+        (["pbsd", "--reference", "none", "--negative-source", "snapshot"], "leave it out for self:every"),
         (["raps_da"], "nobody is the specialist 'grounding': got one teacher"),
     ],
 )
