@@ -25,7 +25,7 @@ ALLOWED["stated"], ALLOWED["shaping"] = set(), set()
 FORMULAS = {"maths", "supports", "shaping", "stated"}
 # recipes for their templates
 BELOW_PARTS = FORMULAS | {"dist", "rows", "rollout", "protocols", "method", "errors", "jsonlines", "recipes"}
-ALLOWED["jsonlines"] = {"errors"}
+ALLOWED["jsonlines"] = ALLOWED["tried"] = {"errors"}
 ALLOWED["labels"] = {"dist", "rollout", "errors", "engines"}
 ALLOWED["teach"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "labels"}
 ALLOWED["step"] = {"dist", "rows", "rollout", "protocols", "method", "errors", "teach"}

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from opd import recipes
 from opd.words import acts, said
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class Progress:
         self.say(f"{size}, {counted(learning)} parameters, {device}, folder {run.folder}")
         if run.resumed:
             self.say(f"continuing after step {training.step}")
-        for note in (*getattr(run.task, "notes", ()), *run.findings):
+        untried = recipes.untried(s.method, s.parameters)
+        for note in (*getattr(run.task, "notes", ()), *untried, *run.findings):
             self.warn(str(note))
 
     def phase(self, name: str, done: int, total: int) -> None:

@@ -39,6 +39,7 @@ class Option:
     default: Any
     help: str
     group: str = "Options"
+    tried: str = ""  # what the method's paper tried of it
 
     @property
     def flag(self) -> str:
@@ -72,7 +73,8 @@ class Option:
         if self.is_switch or self.default in (None, "", ()):
             return help
         text = ",".join(map(str, self.default)) if isinstance(self.default, tuple | list) else str(self.default)
-        return f"{help} [{text.replace('e-0', 'e-')}]"
+        tried = f"; the paper tried {self.tried}" if self.tried else ""
+        return f"{help} [{text.replace('e-0', 'e-')}{tried}]"
 
 
 def of_settings() -> list[Option]:
@@ -99,8 +101,8 @@ def _written(annotation: Any) -> str:
 
 def of_method(name: str) -> list[Option]:
     """The parameters of a recipe, from its source."""
-    found = recipes.describe(name).parameters
-    return [Option(p.name, p.kind, p.default, p.help, f"Parameters of {name}") for p in found]
+    found, group = recipes.describe(name).parameters, f"Parameters of {name}"
+    return [Option(p.name, p.kind, p.default, p.help, group, p.tried.text if p.tried else "") for p in found]
 
 
 def parse(words: Sequence[str], options: Sequence[Option], command: str) -> tuple[list[str], dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from opd import recipes
 from opd.compare.outcome import Difference, Field
 from opd.compare.plan import Contest, Entrant
 from opd.words import said
@@ -92,6 +93,8 @@ def notes(contest: Contest, field: Field) -> list[str]:
         found.append(f"All methods ran with lr {rate:g}, which may suit one better than another; see --tune.")
     if missing := [f"{run.trial.name}" for run in field.runs if run.error]:
         found.append(f"Broken, and missing from every mean: {'; '.join(missing)}.")
+    for entrant in contest.entrants:
+        found += [f"{entrant.label}: {note}." for note in recipes.untried(entrant.method, entrant.parameters)]
     if field.has_marks:
         found.append("The task gives partial marks: means of grades are shown, not shares of right answers.")
     return found

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from opd.errors import SettingError, nearest
+from opd.tried import Tried, parted
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Parameter:
     kind: str  # the annotation as it is written
     default: Any
     help: str
+    tried: Tried | None = None  # by the paper, where its range is known
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,17 @@ def describe(name: str) -> Description:
     return Description(name, text.split("\n")[0], paper, when, equation, text, _parameters(function))
 
 
+def untried(name: str, values: Mapping[str, Any]) -> list[str]:
+    """A sentence for every number that lies outside what the method's paper tried of its parameter."""
+    ranges = {p.name: p.tried for p in describe(name).parameters if p.tried}
+    return [
+        f"{name}={value:.12g} is outside the range that its paper tried, {ranges[name].text}: "
+        "allowed, but the paper does not say how that goes"
+        for name, value in values.items()
+        if name in ranges and isinstance(value, int | float) and value not in ranges[name]
+    ]
+
+
 def _tagged(text: str, tag: str) -> str:
     """The paragraph of a docstring that starts with `tag:`."""
     for paragraph in text.split("\n\n"):
@@ -74,7 +87,10 @@ def _tagged(text: str, tag: str) -> str:
 
 
 def _parameters(function: ast.FunctionDef) -> tuple[Parameter, ...]:
-    """The keyword parameters; the line of help of each stands in the function's own docstring as `name: help`."""
+    """The keyword parameters; the line of help of each stands in the function's own docstring as `name: help`.
+
+    The line may end in what the paper tried, `[paper: 1 to 10]`.
+    """
     lines = (ast.get_docstring(function) or "").splitlines()
     helps = {head.strip(): rest.strip() for head, colon, rest in (line.partition(":") for line in lines) if colon}
     pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
@@ -83,7 +99,7 @@ def _parameters(function: ast.FunctionDef) -> tuple[Parameter, ...]:
             a.arg,
             ast.unparse(a.annotation) if a.annotation else "str",
             ast.literal_eval(d) if d else None,
-            helps.get(a.arg, ""),
+            *parted(helps.get(a.arg, "")),
         )
         for a, d in pairs
     )

@@ -37,9 +37,9 @@ def ar_opd(
     mean: str = "sequence_mean",
 ) -> Method:
     """
-    lam: how far from the partial view towards the full one; above 1 beyond it
+    lam: how far from the partial view towards the full one; above 1 beyond it [paper: 0 or 0.4 to 1.4]
     clip: of one token's residual (nats)
-    rho: share of the reference that the partial view shows
+    rho: share of the reference that the partial view shows [paper: 0.25 to 0.75]
     skip: first tokens of an answer that are not learned from
     n: answers per prompt
     temperature: at which the student writes

@@ -37,7 +37,7 @@ def nca(
     mean: str = "token_mean",
 ) -> Method:
     """
-    beta: of the term that ties the student with the context to itself without
+    beta: of the term that ties the student with the context to itself without [paper: 0 or 0.1 to 1]
     k: best tokens on which two distributions are compared, renormalised; 0 for the whole vocabulary
     n: answers per prompt
     temperature: at which the student writes

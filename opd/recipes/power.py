@@ -56,7 +56,7 @@ def power(
     mean: str = "token_mean",
 ) -> Method:
     """
-    alpha: power of the probabilities; 0 for the log-ratio
+    alpha: power of the probabilities; 0 for the log-ratio [paper: 0 or 0.1 to 500]
     form: read off the token that was written, or summed over the teacher's K best, or over all tokens
     reward: the power, or what it is compared with
     k: size of the support of form=topk

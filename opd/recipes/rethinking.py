@@ -60,7 +60,7 @@ def rethinking(
     mean: str = "token_mean",
 ) -> Method:
     """
-    k: size of each model's support
+    k: size of each model's support [paper: 1 to 64]
     words: which tokens are compared: the student's, the teacher's, or a combination
     weight: of a token of form=released: the student's probability, the teacher's, or 1
     form: the paper's renormalised KL, or the policy gradient of its code

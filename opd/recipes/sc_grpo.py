@@ -55,10 +55,10 @@ def sc_grpo(
 ) -> Method:
     """
     n: answers per prompt; from three on one can be right and another shown
-    percentile: of the divergences, where a token has half its weight
+    percentile: of the divergences, where a token has half its weight [paper: 50 to 75]
     least: least divergence that is half a weight
     micro: rollouts over which the percentile is taken; 0 for the whole batch
-    alpha: size of the advantage where no answer is right
+    alpha: size of the advantage where no answer is right [paper: 0.1 to 0.2]
     weights: each token's own, or a control: their mean for all, or shuffled
     clip: PPO's clip range around ratio 1
     temperature: at which the student writes

@@ -53,7 +53,7 @@ def sdpo(
 ) -> Method:
     """
     alpha: 0 forward KL, 1 reverse KL, Jensen-Shannon in between
-    k: the student's best tokens on which both are compared, beside one bucket for the rest; 0 for the whole vocabulary
+    k: the student's best tokens, compared one by one beside a bucket for the rest; 0 for all [paper: 20 to 100]
     form: a divergence of both, or the policy gradient of the token that was drawn, which needs alpha=1
     threshold: reward from which on an answer was right
     cap: of a token's importance weight

@@ -37,6 +37,7 @@ class Wording:
 @dataclass(frozen=True)
 class Choices:
     parameters: list[Choice]
+    untried: list[str]  # sentences about parameters beyond what the paper tried
     settings: list[Choice]
     made_with: list[Choice]
     summary: str  # of the method, from its recipe
@@ -54,6 +55,7 @@ def choices(run: Folder) -> Choices:
     settings = {name: value for name, value in run.settings.items() if name not in APART}
     return Choices(
         parameters=[_choice(name, value, known) for name, value in parameters.items()],
+        untried=recipes.untried(method.name, parameters) if method else [],
         settings=[_choice(name, value, fields) for name, value in settings.items()],
         made_with=_made_with(run),
         summary=method.summary if method else "",
