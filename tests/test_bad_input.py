@@ -71,6 +71,12 @@ def place(tmp_path_factory):
         "columns.jsonl": ['{"text": "1+1="}'],
         "empty.jsonl": [],
         "routed.jsonl": [json.dumps({"prompt": f"{i}+1=", "teacher_id": "ab"[i % 2]}) for i in range(40)],
+        "bare.jsonl": [json.dumps({"prompt": f"{i}+1="}) for i in range(40)],
+        "told.jsonl": [json.dumps({"prompt": f"{i}+1=", "privileged_context": "count"}) for i in range(40)],
+        "half.jsonl": [
+            json.dumps({"prompt": f"{i}+1=", "answer": str(i + 1)} | ({"privileged_context": "count"} if i < 3 else {}))
+            for i in range(40)
+        ],
         "list.jsonl": ['["1+1="]'],
         "one.jsonl": ['{"prompt": "1+1="}'],
         "long.jsonl": [json.dumps({"prompt": f"{i}{LONG if i == 17 else '+1='}"}) for i in range(40)],
@@ -277,6 +283,25 @@ def test_a_method_of_rewards_without_a_grade_is_refused(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "needs a reward for every answer" in said and "column 'answer'" in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["opsd", "sdft", "nca --k 8", "ar_opd", "pbsd", "opcd --k 8"])
+@pytest.mark.parametrize("task", ["good", "half"])
+def test_a_privileged_method_without_references_is_refused(refused, method, task):
+    """The task says of no problem, or not of every one, what the teacher is to be shown."""
+    said = refused(f"train {method} --student student --task jsonl:{task}.jsonl --steps 1 --device cpu")
+    assert "has no privileged context, and this method shows it to the teacher. Give the task a column 'priv" in said
+
+
+@pytest.mark.parametrize("words", ["rlsd", "rlcsd --hint reference", "rlsd_ectr --hint reference"])
+def test_a_reference_may_be_an_answer_but_not_nothing(refused, words):
+    said = refused(f"train {words} --student student --task jsonl:bare.jsonl --steps 1 --device cpu")
+    assert "has no reference" in said and "Give the task a column 'privileged_context' or 'answer'" in said
+
+
+def test_a_method_that_shows_the_answer_beside_the_reference_needs_both(refused):
+    said = refused("train ar_opd --student student --task jsonl:told.jsonl --steps 1 --device cpu")
+    assert "has no answer" in said and "Give the task a column 'answer'" in said
 
 
 @pytest.mark.parametrize(
