@@ -81,16 +81,17 @@ def test_recipes_know_maths_and_parts_only():
         assert not {name for name in names if any(name.startswith(out) for out in OUTSIDE_RECIPES)}, file.name
 
 
-def test_step_and_loop_name_no_method_and_no_column_of_one():
+def test_the_core_names_no_method_and_no_column_of_one():
+    """What is around step and loop knows the roles, and `rollout` the column in which the sampler's log-prob stands."""
     from opd import recipes
 
-    for module in ("step", "loop", "teach", "rows"):
-        words = {
-            node.value
-            for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text()))
-            if isinstance(node, ast.Constant)
-        }
-        assert not words & {*recipes.names(), "advantage", "teacher", "behaviour"}, module
+    core, around = ("step", "loop", "teach", "rows"), ("build", "run", "cast", "settings", "masks", "rollout", "ahead")
+    for module in (*core, *around):
+        file = ROOT / f"{module}.py"
+        words = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
+        assert not words & {*recipes.names(), "advantage"}, module
+        assert not {name for name in imports(file) if name.startswith("opd.recipes.")}, module
+        assert module not in core or not words & {"teacher", "behaviour"}, module
 
 
 def test_only_claims_and_the_command_line_know_of_comparisons():
