@@ -34,7 +34,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "lr": Metric("", "the learning rate"),
         "refused": Metric("updates", "updates that were not taken because loss or gradient is not finite", "0."),
         "kept": Metric("share", "rows that are learned from", "1, unless the method leaves some out."),
-        "masked.*": Metric("tokens", "rows of the batch that a mask of the run took out, by the kind of mask"),
+        "masked.*": Metric("tokens", "rows of the batch that a mask of the run or the method left out, by the reason"),
         "empty": Metric("updates", "updates without a row to learn from", "0; else masks or views leave nothing."),
         "tail.cut": Metric("share", "tokens outside the support whose weight p(y)/mu(y) was cut to the cap", "near 0."),
         "bridge.cosine.*": Metric(

@@ -14,7 +14,7 @@ from opd.dist import TableDist
 from opd.errors import OpdError
 from opd.loop import one_step
 from opd.masks import token_id
-from opd.parts.credit import LogRatio, SkipFirst, SkipTokens
+from opd.parts.credit import LastOnly, LogRatio, SkipFirst, SkipTokens
 from opd.parts.losses import PolicyGradient
 from opd.parts.means import token_mean
 from opd.parts.support_losses import OnSupport
@@ -53,6 +53,14 @@ def test_masks_add_up_and_remember_why():
     assert rows["masked.first"].nonzero()[:, 0].tolist() == [0, 1, 5, 6]
     assert rows["masked.stop"].nonzero()[:, 0].tolist() == [4, 8]
     assert rows["keep"].nonzero()[:, 0].tolist() == [2, 3, 7]
+
+
+def test_what_stands_before_the_last_tokens_is_left_out_and_counted():
+    length = torch.tensor([5] * 5 + [4] * 4)
+    rows = LastOnly(2)(SkipTokens((9,), why="stop")(table().plus(length=length)))
+    assert rows["masked.early"].nonzero()[:, 0].tolist() == [0, 1, 2, 5, 6]
+    assert rows["masked.stop"].nonzero()[:, 0].tolist() == [4, 8] and rows["keep"].nonzero()[:, 0].tolist() == [3, 7]
+    assert not LastOnly(5)(table().plus(length=length))["masked.early"].any()
 
 
 # ---- what a mask mends (2603.25562, third failure)
@@ -166,6 +174,12 @@ def test_masks_are_written_down_and_read_again(place, tmp_path):
 def test_without_masks_nothing_is_counted(place):
     batch = one_step(build(settings(place)))
     assert bool(batch.rows["keep"].all()) and not [name for name in batch.metrics if name.startswith("masked.")]
+
+
+def test_a_run_counts_what_its_method_leaves_out(place):
+    batch = one_step(build(settings(place, method="representation", parameters={"last": 2})))
+    early = batch.rows["length"] - batch.rows["row"] > 2
+    assert 0 < batch.metrics["masked.early"] == int(early.sum()) and torch.equal(batch.rows["keep"], ~early)
 
 
 @pytest.mark.parametrize("method", ["sampled_token", "local_support", "shuffled", "sequence_kl", "representation"])

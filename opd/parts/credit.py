@@ -239,13 +239,17 @@ def _first(hit: Tensor, sequence: Tensor, row: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LastOnly:
-    """Only the last k decisions of a rollout are learned from, or by the terms whose `rows` is `into` alone."""
+    """Only the last k decisions of a rollout are learned from; the earlier ones are counted: masked.early.
+
+    With `into`, nothing is left out: the boolean column of that name marks them, as the rows of a term of their own.
+    """
 
     k: int
-    into: str = "keep"
+    into: str = ""
 
     def __call__(self, rows: Rows) -> Rows:
-        return rows.plus(**{self.into: rows["keep"] & (rows["row"] >= rows["length"] - self.k)})
+        early = rows["row"] < rows["length"] - self.k
+        return rows.plus(**{self.into: rows["keep"] & ~early}) if self.into else masked(rows, "early", early)
 
 
 @dataclass(frozen=True)
