@@ -124,6 +124,7 @@ def clipped_forward_kl(lp: Tensor, lq: Tensor, tau: float) -> Tensor:
     """sum_v min(q (log q - log p), tau): forward KL of which no single word may bring more than tau.
 
     A word at the bound has no gradient of its own, and what the others pull up is taken from it: it is *lowered*.
+    `clipped_words` says which these are. tau = inf is forward KL.
     Shapes: [N, K], [N, K] -> [N]. Raises ValueError unless tau > 0. Source: OPSD, arXiv 2601.18734, version 3.
     """
     demand(tau > 0, f"got tau={tau}, expected more than 0: use forward_kl where nothing is to be clipped.")
@@ -135,6 +136,15 @@ def clipped_forward_kl(lp: Tensor, lq: Tensor, tau: float) -> Tensor:
         return terms.clamp_(max=tau).sum(-1), lambda: slope
 
     return _divergence(lp, lq, formula)
+
+
+def clipped_words(lp: Tensor, lq: Tensor, tau: float) -> Tensor:
+    """Which words bring more than tau to the forward KL, so that `clipped_forward_kl` cuts them.
+
+    Shapes: [N, K], [N, K] -> [N, K] bool.
+    """
+    lp, lq = upcast(lp).detach(), upcast(lq).detach()
+    return product(lq.exp(), lq - lp) > tau
 
 
 def cross_entropy(lp: Tensor, lq: Tensor) -> Tensor:

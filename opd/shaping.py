@@ -91,14 +91,3 @@ def sharpened(right: Tensor, wrong: Tensor, strength: float, floor: float) -> Te
     Source: RLCSD, arXiv 2606.11709, its plug-in for OPSD.
     """
     return ((1 + strength) * right - strength * wrong.clamp(min=floor)).log_softmax(-1)
-
-
-def bounded_forward_kl(lp: Tensor, lq: Tensor, most: float) -> tuple[Tensor, Tensor]:
-    """sum_v min(q (log q - log p), most), and the share of tokens v where the bound cut [N]; 0 for no bound.
-
-    A token that is cut has no gradient, so that the loss can point away from q. Shapes: [N, K], [N, K] -> [N], [N].
-    Source: OPSD, arXiv 2601.18734, with the bound of RLCSD's code.
-    """
-    entries = lq.exp() * (lq - lp)
-    cut = entries > (most or torch.inf)
-    return torch.where(cut, most, entries).sum(-1), cut.to(entries).mean(-1)

@@ -8,8 +8,9 @@ import torch
 from opd import maths
 from opd.dist import TableDist
 from opd.parts.credit import Earned, FutureCost, LessMean, ValueGate
+from opd.parts.fading import Fading
 from opd.parts.losses import Everywhere, ExpectedLoss, Gated, Imitate, MatchValues, PolicyGradient
-from opd.parts.rounds import Fading
+from opd.parts.selection import MostContested
 from opd.rows import Rows
 
 V, T = 3, 3
@@ -151,6 +152,8 @@ def test_a_fading_weight():
     assert [Fading(2.0, 4)(step) for step in (0, 1, 4, 9)] == [2.0, 1.5, 0.0, 0.0]
     assert [Fading(1.0, 1)(step) for step in (0, 1)] == [1.0, 0.0]
     assert Fading(1.0, 0)(0) == 0.0
+    shares = [MostContested(0.25, steps).share(step) for steps, step in ((4, 0), (4, 2), (4, 9), (0, 0))]
+    assert shares == [1.0, 0.625, 0.25, 0.25], "the same line, from 1 to an end of its own"
 
 
 def test_mean_of_rows_with_one_key():

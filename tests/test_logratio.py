@@ -12,10 +12,10 @@ from opd import maths, supports
 from opd.contract import anatomy, check, gradients, toy_cast, toy_groups
 from opd.dist import TableDist, TopDist
 from opd.errors import OpdError
-from opd.parts.credit import LogRatio
+from opd.parts.credit import Clamped, LogRatio
 from opd.parts.losses import TruncatedGradient
 from opd.parts.means import token_mean
-from opd.parts.reshape import Bounded, Early, Extrapolated, PowerRatio
+from opd.parts.reshape import Early, Extrapolated, PowerRatio
 from opd.parts.support_losses import SupportGradient
 from opd.recipes.extrapolated import extrapolated
 from opd.recipes.iw_opd import iw_opd
@@ -153,7 +153,7 @@ def test_the_released_launcher_of_the_plain_log_ratio_is_zscore():
 
 def test_a_cut_log_ratio_is_counted():
     _, rows = world(torch.zeros(3).double(), logs([0.9, 0.09, 0.01]))
-    cut = Bounded(1.0)(LogRatio()(rows))
+    cut = Clamped(1.0)(LogRatio()(rows))
     assert cut["advantage"].tolist() == pytest.approx([math.log(2.7), -1.0, -1.0])
     assert cut["advantage.cut"].tolist() == [0.0, 1.0, 1.0]
     seen = power(reward="clip").lookup[0](None, cut)

@@ -18,13 +18,13 @@ from opd.errors import MethodError, OpdError
 from opd.lab.toy import problems
 from opd.loop import one_step, train
 from opd.method import Method, Term, chain
-from opd.parts.credit import Bounded, LogRatio, MeanToGo, ReturnToGo, WhoWrote
+from opd.parts.credit import Clamped, LogRatio, MeanToGo, ReturnToGo, WhoWrote
 from opd.parts.curriculum import Climbing, Ladder, Replay, Rising
+from opd.parts.fading import Fading
 from opd.parts.losses import CrossEntropy, Everywhere, PolicyGradient
 from opd.parts.means import token_mean
 from opd.parts.memory import Memory, packed, unpacked
 from opd.parts.observe import Noted
-from opd.parts.rounds import Fading
 from opd.parts.sample import OneTurn
 from opd.parts.skew import AdaptiveSkew
 from opd.rollout import OTHER, STUDENT, TEACHER, Group, Rollout, Sampling, Visit
@@ -110,7 +110,7 @@ def test_without_the_division_short_texts_would_look_best():
 
 def test_a_reward_beyond_its_bound_is_cut_and_counted():
     columns = {"advantage": torch.tensor([3.0, -5.0, 1.0]), "keep": torch.ones(3, dtype=torch.bool)}
-    rows = Bounded(2.0)(Rows(columns))
+    rows = Clamped(2.0, "reward.cut")(Rows(columns))
     assert rows["advantage"].tolist() == [2.0, -2.0, 1.0] and rows["reward.cut"].tolist() == [1.0, 1.0, 0.0]
     assert Noted(("reward.cut",))(None, rows)["reward.cut"].mean() == pytest.approx(2 / 3)
     run = training(recipes.load("minillm")(bound=0.5))

@@ -13,6 +13,7 @@ from opd.errors import DataError, OpdError
 from opd.lab.toy import ToyModel, problems
 from opd.parts.contrasted import TowardsContrast
 from opd.parts.credit import Shuffled
+from opd.parts.fading import Fading
 from opd.parts.groups import GroupAdvantage
 from opd.parts.hints import ByRightAnswers, Reference, SiblingInSystem, labelled, labelled_if_marked
 from opd.parts.losses import PolicyGradient
@@ -29,7 +30,6 @@ from opd.parts.magnitude import (
 )
 from opd.parts.means import token_mean
 from opd.parts.observe import measured
-from opd.parts.rounds import Fading
 from opd.parts.views import Sibling, told
 from opd.recipes import load
 from opd.rollout import Visit
@@ -352,15 +352,28 @@ def test_the_contrastive_target_is_the_right_hint_turned_away_from_wrong_ones():
     assert bool((shaping.sharpened(right, never, 0.5, -5.0)[:, 0] < -1e-3).all())
 
 
-def test_the_bounded_divergence_cuts_single_tokens_and_can_point_away_from_the_target():
+def test_the_clipped_divergence_cuts_single_tokens_and_can_point_away_from_the_target():
     lp, lq = tensor([0.7, 0.2, 0.1]).log(), tensor([0.5, 0.2, 0.3]).log()
-    whole, cut = shaping.bounded_forward_kl(lp, lq, 0.0)
-    assert same(whole, maths.forward_kl(lp, lq)) and float(cut) == 0
-    bounded, cut = shaping.bounded_forward_kl(lp, lq, 0.05)
-    assert float(bounded) == pytest.approx(0.5 * math.log(0.5 / 0.7) + 0.05) and float(cut) == pytest.approx(1 / 3)
+    assert float(maths.clipped_forward_kl(lp, lq, 0.05)) == pytest.approx(0.5 * math.log(0.5 / 0.7) + 0.05)
+    assert maths.clipped_words(lp, lq, 0.05).tolist() == [[False, False, True]]
+    assert not maths.clipped_words(lp, lq, math.inf).any()
     logits = lp[0].clone().requires_grad_()
-    value = lambda most: shaping.bounded_forward_kl(logits.log_softmax(-1)[None], lq, most)[0].sum()
-    assert torch.autograd.grad(value(0.0), logits)[0][2] < 0 < torch.autograd.grad(value(0.05), logits)[0][2]
+    value = lambda most: maths.clipped_forward_kl(logits.log_softmax(-1)[None], lq, most).sum()
+    assert torch.autograd.grad(value(math.inf), logits)[0][2] < 0 < torch.autograd.grad(value(0.05), logits)[0][2]
+
+
+@pytest.mark.parametrize("most", [0.05, math.inf])
+def test_the_clipped_divergence_is_bit_for_bit_what_its_formula_says(most):
+    lq, weight = draw(40, 9, seed=1).float().log_softmax(-1), draw(40).float()
+    logits = draw(40, 9).float().requires_grad_()
+    lp = logits.log_softmax(-1)
+    entries = lq.exp() * (lq - lp)
+    cut = entries > most
+    plain, ours = torch.where(cut, most, entries).sum(-1), maths.clipped_forward_kl(lp, lq, most)
+    assert torch.equal(ours, plain) and torch.equal(maths.clipped_words(lp, lq, most), cut)
+    assert cut.any() == (most < 1), "both cases are met"
+    slopes = [torch.autograd.grad((weight * x).sum(), logits, retain_graph=True)[0] for x in (ours, plain)]
+    assert torch.equal(*slopes)
 
 
 def contrasted(k, wrong):

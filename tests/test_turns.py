@@ -10,7 +10,8 @@ from opd.engines.sampling import take_turn
 from opd.errors import MethodError
 from opd.loop import Source, Training, one_step
 from opd.meter import Metered
-from opd.parts.rounds import Fading, TakeTurns
+from opd.parts.fading import Fading
+from opd.parts.rounds import TakeTurns
 from opd.protocols import Want
 from opd.recipes import load
 from opd.rollout import STUDENT, TEACHER, End, Group, Problem, Sampling, Visit, continued

@@ -6,6 +6,7 @@ credit      groups magnitude reshape selection     how answers become advantages
 loss        losses contrasted bridge channel skew       what is differentiated
 mean        means                                  what is averaged over what
             observe                                what is measured in passing
+anywhere    fading                                 numbers that fall from batch to batch
 
 They know the types (rollout, rows, dist, protocols, method) and the formulas (maths, supports, shaping), nothing above.
 """

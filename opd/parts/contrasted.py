@@ -5,6 +5,7 @@ Axes: n rows of a chunk, K support.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,19 +40,20 @@ class TowardsContrast:
         require(self.half > 0, "the divergence that is half a weight", got=self.half, expected="more than 0")
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
-        values, _, weight = self._compared(student, rows)
-        return weight * values
+        ours, target, weight = self._compared(student, rows)
+        return weight * maths.clipped_forward_kl(ours, target, self.most or math.inf)
 
     def cut(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
         """contrast.weight: w; entry.cut: the share of the support that the bound cut."""
-        _, cut, weight = self._compared(student, rows)
-        return {"contrast.weight": weight, "entry.cut": cut}
+        ours, target, weight = self._compared(student, rows)
+        cut = maths.clipped_words(ours, target, self.most or math.inf)
+        return {"contrast.weight": weight, "entry.cut": cut.to(weight).mean(-1)}
 
     def _compared(self, student: Dist, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """The student and its target on the support and the rest [n, K + 1], and w [n]."""
         ids = rows[f"{self.teacher}.ids"]
         hints = torch.stack([rows[f"{WRONG.format(k)}.gathered"] for k in range(self.wrong)], -1)
         supports = student.at(ids), rows.dist(self.teacher).at(ids), shaping.together(hints)
         ours, right, wrong = map(shaping.with_rest, supports)
         weight = shaping.saturating(maths.forward_kl(wrong, right), torch.full_like(ours[:, 0].detach(), self.half))
-        target = shaping.sharpened(right, wrong, self.strength, self.floor)
-        return *shaping.bounded_forward_kl(ours, target, self.most), weight
+        return ours, shaping.sharpened(right, wrong, self.strength, self.floor), weight

@@ -32,18 +32,19 @@ class LogRatio:
 
 
 @dataclass(frozen=True)
-class Bounded:
-    """advantage cut to [-size, size]; the column `reward.cut` is 1 where that was needed, else 0."""
+class Clamped:
+    """advantage cut to [-bound, bound]; the column `counter` is 1 where that took something away, else 0."""
 
-    size: float
+    bound: float
+    counter: str = "advantage.cut"
 
     def __post_init__(self) -> None:
-        require(self.size > 0, "the bound of a reward", got=self.size, expected="more than 0")
+        require(self.bound > 0, "the bound of an advantage", got=self.bound, expected="more than 0")
 
     def __call__(self, rows: Rows) -> Rows:
         advantage = rows["advantage"]
-        cut = (advantage.abs() > self.size).to(advantage.dtype)
-        return rows.plus(advantage=advantage.clamp(-self.size, self.size), **{"reward.cut": cut})
+        cut = (advantage.abs() > self.bound).to(advantage)
+        return rows.plus(advantage=advantage.clamp(-self.bound, self.bound), **{self.counter: cut})
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ class Bounded:
     def cut(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
         """entries.cut: the teacher's probability of the tokens whose part was cut."""
         lp, lq = student.logprobs(), rows.dist(self.teacher).logprobs()
-        return {"entries.cut": torch.where(lq.exp() * (lq - lp) > self.tau, lq.exp(), 0.0).sum(-1)}
+        return {"entries.cut": torch.where(maths.clipped_words(lp, lq, self.tau), lq.exp(), 0.0).sum(-1)}
 
 
 @dataclass(frozen=True)

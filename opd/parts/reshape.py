@@ -1,4 +1,4 @@
-"""How the log-ratio of teacher and student is reshaped before it is an advantage: powered, bounded, weighted, extended.
+"""How the log-ratio of teacher and student becomes an advantage of another shape: power, squash, weigh, extend.
 
 Axes: N rows.
 """
@@ -28,21 +28,6 @@ class PowerRatio:
 
     def __call__(self, rows: Rows) -> Rows:
         return rows.plus(advantage=maths.power_reward(rows["untruncated"], rows[f"{self.teacher}.chosen"], self.alpha))
-
-
-@dataclass(frozen=True)
-class Bounded:
-    """advantage cut to [-bound, bound]; the column `advantage.cut` is 1 where that took something away."""
-
-    bound: float
-
-    def __post_init__(self) -> None:
-        require(self.bound > 0, "the bound of an advantage", got=self.bound, expected="more than 0")
-
-    def __call__(self, rows: Rows) -> Rows:
-        advantage = rows["advantage"]
-        cut = (advantage.abs() > self.bound).to(advantage)
-        return rows.plus(advantage=advantage.clamp(-self.bound, self.bound), **{"advantage.cut": cut})
 
 
 @dataclass(frozen=True)

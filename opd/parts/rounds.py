@@ -15,20 +15,6 @@ from opd.rollout import STUDENT, Array, Group, Piece, Rollout, Sampling, Visit, 
 
 
 @dataclass(frozen=True)
-class Fading:
-    """A number that falls from `start` to 0 in a straight line over `steps` batches; from the first one on if 0."""
-
-    start: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        require(self.steps >= 0, "batches until a schedule has faded", got=self.steps, expected="at least 0")
-
-    def __call__(self, step: int) -> float:
-        return self.start * max(0.0, 1 - step / self.steps) if self.steps else 0.0
-
-
-@dataclass(frozen=True)
 class TakeTurns:
     """`n` answers or episodes per problem in which a coin gives every decision to the teacher with probability `share`.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from opd import maths
 from opd.errors import SettingError, require
 from opd.parts.credit import MEASURED, masked
+from opd.parts.fading import passed
 from opd.protocols import Cast
 from opd.rows import Rows
 
@@ -86,7 +87,7 @@ class MostContested:
         require(self.steps >= 0, "batches until the share has fallen", got=self.steps, expected="at least 0")
 
     def share(self, step: int) -> float:
-        return 1 - (1 - self.end) * (min(1.0, step / self.steps) if self.steps else 1.0)
+        return 1 - (1 - self.end) * passed(step, self.steps)
 
     def __call__(self, rows: Rows) -> Rows:
         share = self.share(rows.step)

@@ -18,9 +18,10 @@ Uncertain: the paper's own schedules; the straight line over 15 rounds is the de
 
 from opd.errors import require
 from opd.method import Method, Term, Updates
+from opd.parts.fading import Fading
 from opd.parts.losses import Imitate
 from opd.parts.means import named
-from opd.parts.rounds import Aggregate, Fading, TakeTurns
+from opd.parts.rounds import Aggregate, TakeTurns
 from opd.rollout import Sampling
 
 

@@ -24,10 +24,10 @@ from opd import maths
 from opd.errors import one_of, require
 from opd.method import Ask, Method, Term
 from opd.parts.curriculum import Replay, Rising
+from opd.parts.fading import Fading
 from opd.parts.losses import Everywhere
 from opd.parts.means import named
 from opd.parts.memory import Memory
-from opd.parts.rounds import Fading
 from opd.parts.sample import OneTurn, Traces
 from opd.protocols import Want
 from opd.rollout import Sampling

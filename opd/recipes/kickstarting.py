@@ -18,9 +18,9 @@ Uncertain: the paper's schedules of lambda are hand-tuned or evolved by populati
 from opd import maths
 from opd.method import Ask, Method, Term, chain
 from opd.parts.credit import Earned, LessMean, ReturnToGo, ValueGate
+from opd.parts.fading import Fading
 from opd.parts.losses import Everywhere, Gated, PolicyGradient
 from opd.parts.means import named
-from opd.parts.rounds import Fading
 from opd.parts.sample import OneTurn
 from opd.protocols import Want
 from opd.rollout import Sampling

@@ -25,7 +25,7 @@ from opd import maths
 from opd.errors import require
 from opd.method import Ask, Method, Term, Updates, chain
 from opd.parts.corpus import Aside, WithCorpus, on_corpus
-from opd.parts.credit import Bounded, LogRatio, MeanToGo
+from opd.parts.credit import Clamped, LogRatio, MeanToGo
 from opd.parts.groups import Whitened
 from opd.parts.losses import Everywhere, PolicyGradient
 from opd.parts.means import named
@@ -74,12 +74,12 @@ def minillm(
     turns = TakeTurns(mix, n, Sampling(temperature=temperature))
     step = {"single": Term(Everywhere(maths.reverse_kl), named(mean), single)} if single else {}
     plain = on_corpus(distilled, named(mean)) if corpus else {}
-    terms = {"later": Term(PolicyGradient(clip, "behaviour"), named(mean)), **step, **plain}
+    reward = LogRatio(scale=1 / scaling), Clamped(bound, "reward.cut")
     return Method(
         sample=WithCorpus(corpus, window, fresh=turns) if corpus else turns,
         teach=(Ask("teacher", "teacher", Want(chosen=True, dist=bool(step) or "soft" in plain)),),
-        credit=chain(Aside(), LogRatio(scale=1 / scaling), Bounded(bound), MeanToGo(gamma, own), Whitened()),
-        terms=terms,
+        credit=chain(Aside(), *reward, MeanToGo(gamma, own), Whitened()),
+        terms={"later": Term(PolicyGradient(clip, "behaviour"), named(mean)), **step, **plain},
         updates=Updates(epochs),
         lookup=(Clipped(clip, clip, "behaviour"), Noted(("reward.cut",))),
     )

@@ -29,12 +29,12 @@ from typing import Literal
 from opd import maths
 from opd.errors import require
 from opd.method import Ask, Method, Term, chain, unchanged
-from opd.parts.credit import LogRatio
+from opd.parts.credit import Clamped, LogRatio
 from opd.parts.groups import Whitened
 from opd.parts.losses import Everywhere, PolicyGradient
 from opd.parts.means import named
 from opd.parts.observe import Noted
-from opd.parts.reshape import Bounded, PowerRatio, Squashed
+from opd.parts.reshape import PowerRatio, Squashed
 from opd.parts.sample import OneTurn
 from opd.parts.support_losses import OnSupport
 from opd.protocols import Want
@@ -69,7 +69,7 @@ def power(
     mean: token_mean, sequence_mean or sequence_sum
     """
     require(form == "sampled" or reward == "power", f"form={form}", got=f"reward={reward}", expected="reward=power")
-    rewards = {"power": PowerRatio(alpha), "log": (log := LogRatio()), "clip": chain(log, Bounded(bound)),
+    rewards = {"power": PowerRatio(alpha), "log": (log := LogRatio()), "clip": chain(log, Clamped(bound)),
                "tanh": chain(log, Squashed(tau)), "zscore": chain(log, Whitened())}  # fmt: skip
     divergence = partial(maths.power_divergence, alpha=alpha)
     loss, want = {

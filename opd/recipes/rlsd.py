@@ -19,13 +19,13 @@ no more, is ours.
 from opd.errors import require
 from opd.method import Ask, Method, Term, Updates, chain
 from opd.parts.credit import LogRatio
+from opd.parts.fading import Fading
 from opd.parts.groups import GroupAdvantage, Saved
 from opd.parts.hints import Reference
 from opd.parts.losses import PolicyGradient
 from opd.parts.magnitude import Bounded
 from opd.parts.means import named
 from opd.parts.observe import Clipped, Noted
-from opd.parts.rounds import Fading
 from opd.parts.sample import OneTurn
 from opd.parts.views import template
 from opd.protocols import Want

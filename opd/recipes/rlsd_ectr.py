@@ -16,13 +16,13 @@ INFERRED: that the plug-in drops and samples as RLCSD does, and averages over al
 from typing import Literal
 
 from opd.method import Method, Term, chain
+from opd.parts.fading import Fading
 from opd.parts.groups import GroupAdvantage, SkipTrivial
 from opd.parts.hints import contrasting
 from opd.parts.losses import PolicyGradient
 from opd.parts.magnitude import BothHints, Bounded, Contrast
 from opd.parts.means import named
 from opd.parts.observe import Clipped, Noted
-from opd.parts.rounds import Fading
 from opd.parts.sample import OneTurn
 from opd.parts.views import template
 from opd.protocols import Want
