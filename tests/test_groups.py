@@ -1,12 +1,18 @@
 """Rewards among siblings: written numbers, limits and what a trivial group does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from test_loop import training
 
 from opd import recipes
 from opd.contract import check
 from opd.errors import OpdError
+from opd.loop import one_step
 from opd.maths import ppo_clip
+from opd.method import Updates, chain
+from opd.parts.credit import LogRatio
 from opd.parts.groups import GroupAdvantage, LeaveOneOut, LessBatch, Mixed, Saved, SkipTrivial, Whitened
 from opd.parts.losses import PolicyGradient
 from opd.rows import Rows
@@ -77,6 +83,35 @@ def test_whitening_looks_at_kept_rows_only():
     assert Whitened()(rows)["advantage"][:2].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5])
     flat = rows.plus(advantage=torch.full((4,), 2.0))
     assert Whitened()(flat)["advantage"].tolist() == [0] * 4
+
+
+def test_the_scope_of_a_statistic_is_the_batch_unless_it_is_said_to_be_a_micro_batch():
+    rows = table([(1, 0), (5, 1)])
+    assert per_rollout(LessBatch()(rows)) == [-0.75, -1.75, 3.25, -0.75]
+    assert per_rollout(LessBatch(micro=2)(rows)) == [0.5, -0.5, 2.0, -2.0]
+    assert per_rollout(LessBatch(micro=3)(rows)) == [-1.0, -2.0, 3.0, 0.0]
+    rows = table([(0, 0), (0, 0)], lengths=1).plus(advantage=torch.tensor([1.0, 3.0, 7.0, 7.0]))
+    assert Whitened()(rows)["advantage"].tolist() == pytest.approx([-7 / 6, -0.5, 5 / 6, 5 / 6])
+    assert Whitened(micro=2)(rows)["advantage"].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5, 0, 0])
+    assert torch.equal(Whitened(micro=4)(rows)["advantage"], Whitened()(rows)["advantage"])
+    for part in (LessBatch, Whitened):
+        with pytest.raises(OpdError, match="micro"):
+            part(micro=-1)
+
+
+def test_the_passes_of_learning_do_not_change_credit():
+    """The batch is all ranks: credit is given before anything is split. A scope of credit's own does change it."""
+    build = lambda micro: replace(
+        recipes.load("sampled_token")(n=2), credit=chain(LogRatio(), Whitened(micro)), updates=Updates(parts=2)
+    )
+    whole, split = (training(build(0), micro_tokens=tokens) for tokens in (10**6, 1))
+    done = [one_step(run) for run in (whole, split)]
+    assert torch.equal(*(batch.rows["advantage"] for batch in done))
+    assert done[0].metrics["loss"] == pytest.approx(done[1].metrics["loss"], abs=1e-12)
+    for one, other in zip(whole.student.parameters(), split.student.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-9)
+    small = one_step(training(build(2))).rows["advantage"]
+    assert not torch.allclose(small, done[0].rows["advantage"], atol=1e-2)
 
 
 def test_reward_and_distillation_are_mixed_by_weight():

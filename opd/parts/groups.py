@@ -1,5 +1,9 @@
 """What the answers to one problem say of each other: rewards against those of the siblings, over a stated scope.
 
+Credit is given once, to the table of the whole batch, before learning splits that into updates, passes and ranks: the
+batch *is* all ranks, and --micro-tokens changes nothing here. Scopes are the group (the answers to one problem), the
+batch, and, for what others compute per micro-batch, `micro` rollouts after the other in the table's order (0: batch).
+
 Axes: N rows, B rollouts, G groups (all rollouts of one visit of a problem).
 """
 
@@ -15,6 +19,15 @@ from opd.parts.credit import masked
 from opd.rows import Rows
 
 SPREADS = ("group", "batch", "none")
+
+
+def micro_batches(rows: Rows, micro: int) -> Tensor:
+    """[N] the number of each row's micro-batch of `micro` rollouts; 0 everywhere for micro 0, the whole batch."""
+    return rows["sequence"] // micro if micro else torch.zeros_like(rows["keep"], dtype=torch.long)
+
+
+def require_micro(micro: int) -> None:
+    require(micro >= 0, "rollouts of a scope (micro)", got=micro, expected="0 for all, or more")
 
 
 @dataclass(frozen=True)
@@ -102,14 +115,21 @@ class GroupAdvantage:
 
 @dataclass(frozen=True)
 class LessBatch:
-    """advantage = reward less the mean over all rollouts of the batch (1992; arXiv 2402.14740)."""
+    """advantage = reward less the mean over all rollouts of the batch, or of a micro-batch (1992; arXiv 2402.14740)."""
 
+    micro: int = 0
     needs_reward = True
+
+    def __post_init__(self) -> None:
+        require_micro(self.micro)
 
     def __call__(self, rows: Rows) -> Rows:
         rollouts = Rollouts.of(rows)
-        reward = rollouts.values(rows, "reward")
-        return rows.plus(advantage=(reward - reward.mean())[rollouts.owner])
+        reward, scope = rollouts.values(rows, "reward"), micro_batches(rows, self.micro)[rollouts.first]
+        centred = reward.clone()
+        for one in torch.unique(scope):
+            centred[scope == one] -= reward[scope == one].mean()
+        return rows.plus(advantage=centred[rollouts.owner])
 
 
 @dataclass(frozen=True)
@@ -137,13 +157,24 @@ class SkipTrivial:
 
 @dataclass(frozen=True)
 class Whitened:
-    """advantage less its mean over the kept rows of the batch, divided by their standard deviation."""
+    """advantage less its mean over the kept rows of the batch, or of a micro-batch, divided by their deviation.
+
+    0 where a scope has no two kept rows that differ.
+    """
+
+    micro: int = 0
+
+    def __post_init__(self) -> None:
+        require_micro(self.micro)
 
     def __call__(self, rows: Rows) -> Rows:
-        kept = rows["advantage"][rows["keep"]]
-        if len(kept) < 2 or bool((kept == kept[0]).all()):
-            return rows.plus(advantage=torch.zeros_like(rows["advantage"]))
-        return rows.plus(advantage=(rows["advantage"] - kept.mean()) / kept.std())
+        advantage, scope = rows["advantage"], micro_batches(rows, self.micro)
+        white = torch.zeros_like(advantage)
+        for one in torch.unique(scope):
+            kept = advantage[rows["keep"] & (scope == one)]
+            if len(kept) > 1 and not bool((kept == kept[0]).all()):
+                white = torch.where(scope == one, (advantage - kept.mean()) / kept.std(), white)
+        return rows.plus(advantage=white)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from opd import maths, shaping
 from opd.errors import require
 from opd.parts.credit import Divergence, apart, masked
-from opd.parts.groups import GroupAdvantage, Rollouts
+from opd.parts.groups import GroupAdvantage, Rollouts, micro_batches, require_micro
 from opd.parts.hints import WRONG
 from opd.rows import Rows
 
@@ -41,8 +41,7 @@ class Dependence:
 class Saturating:
     """`hint.weight` = D / (D + c) of D = hint.kl, c = max(a percentile of D, floor); `hint.faint`: 1 where D < floor.
 
-    The percentile is that of the whole batch, or of `micro` rollouts after the other in the table's order (2606.18810,
-    whose micro-batches are those of its trainer).
+    The percentile is that of the whole batch, or of micro-batches (see groups; those of 2606.18810 are its trainer's).
     """
 
     share: float = 75.0
@@ -52,12 +51,13 @@ class Saturating:
     def __post_init__(self) -> None:
         require(0 <= self.share <= 100, "the percentile of the divergence", got=self.share, expected="0 to 100")
         require(self.floor > 0, "the least divergence that is half a weight", got=self.floor, expected="more than 0")
-        require(self.micro >= 0, "rollouts per percentile (micro)", got=self.micro, expected="0 for all, or more")
+        require_micro(self.micro)
 
     def __call__(self, rows: Rows) -> Rows:
         found = rows["hint.kl"]
-        scope = rows["sequence"] // self.micro if self.micro else torch.zeros_like(rows["sequence"])
-        half = shaping.percentile(found, self.share, scope).clamp(min=self.floor)  # hint.faint tells of the floor
+        half = shaping.percentile(found, self.share, micro_batches(rows, self.micro)).clamp(
+            min=self.floor
+        )  # hint.faint tells of the floor
         faint = torch.where(found.isnan(), torch.nan, (found < self.floor).to(found))
         return rows.plus(**{"hint.weight": shaping.saturating(found, half), "hint.faint": faint})
 
