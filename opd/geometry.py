@@ -24,8 +24,9 @@ ETA = 1e-3  # relative change below which a bfloat16 entry counts as unchanged: 
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of one matrix, or their means over several; nan where nothing has changed at all."""
+    """The numbers of one matrix, or those of several; nan where nothing has changed at all."""
 
+    entries: float  # how many numbers the matrix has, or all of them together
     unchanged: float  # share of entries that are the same in bfloat16
     rotation: float  # mean principal angle of the top-k left and right singular subspaces, degrees
     drift: float  # ||sigma(W) - sigma(W0)|| / ||sigma(W0)||
@@ -72,8 +73,8 @@ class Lens:
         overlap = (masked_share(changed, largest(low_rank(old, self.rank).abs(), self.share)),
                    masked_share(changed, ~largest(before.abs(), 1 - self.share)))  # fmt: skip
         return Shape(
-            float((~changed).double().mean()), rotation(old, new, self.k), drift(old.s, new.s), *overlap,
-            stable_rank(values), float(values.norm()), hill(values, self.tail),
+            changed.numel(), float((~changed).double().mean()), rotation(old, new, self.k), drift(old.s, new.s),
+            *overlap, stable_rank(values), float(values.norm()), hill(values, self.tail),
         )  # fmt: skip
 
 
@@ -149,11 +150,7 @@ def matrices(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, weight in state.items():
-        if (
-            weight.ndim != 2
-            or min(weight.shape) < 2
-            or any(part in name for part in ("embed", "lm_head", "wte", "wpe"))
-        ):
+        if weight.ndim != 2 or min(weight.shape) < 2 or any(part in name for part in OUTSIDE):
             continue
         if "c_attn" in name and weight.shape[1] == 3 * weight.shape[0]:
             found |= {f"{name}.{part}": one for part, one in zip("qkv", weight.chunk(3, 1), strict=True)}
@@ -163,8 +160,13 @@ def matrices(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def averaged(shapes: Iterable[Shape]) -> Shape:
-    """The mean over matrices of every number that is one."""
+    """The mean over matrices of every number that is one; of `unchanged` over their entries, so that size counts.
+
+    Source: arXiv 2606.07082, which weights by the number of parameters there and nowhere else.
+    """
     shapes = list(shapes)
     mean: Callable[[list[float]], float] = lambda seen: fmean(seen) if seen else float("nan")
     columns = {one.name: [getattr(shape, one.name) for shape in shapes] for one in fields(Shape)}
-    return Shape(**{name: mean([value for value in values if value == value]) for name, values in columns.items()})
+    means = {name: mean([value for value in values if value == value]) for name, values in columns.items()}
+    size = columns["entries"]
+    return Shape(**means | {"entries": sum(size), "unchanged": fmean(columns["unchanged"], size)})

@@ -100,6 +100,18 @@ def test_hills_estimate_of_a_power_law():
     assert math.isnan(geometry.hill(torch.zeros(4), 3))
 
 
+def test_a_mean_counts_every_matrix_alike_and_in_the_unchanged_share_every_entry():
+    wide = normal(0, 6, 6)
+    one, other = LENS(normal(1, 2, 2), 1.5 * normal(1, 2, 2)), LENS(wide, torch.cat([1.1 * wide[:3], wide[3:]]))
+    mean = geometry.averaged([one, other])
+    assert (one.unchanged, other.unchanged, mean.unchanged) == (0, 0.5, 18 / 40)
+    assert (one.entries, other.entries, mean.entries) == (4, 36, 40)
+    assert mean.drift == pytest.approx((0.5 + other.drift) / 2) and mean.size == pytest.approx(
+        (one.size + other.size) / 2
+    )
+    assert mean.stable_rank == pytest.approx((one.stable_rank + other.stable_rank) / 2)
+
+
 def test_matrices_leave_embeddings_out_and_take_fused_ones_apart():
     state = {
         "model.embed_tokens.weight": normal(0, 9, 4), "lm_head.weight": normal(0, 9, 4), "norm.weight": normal(0, 4),
@@ -130,14 +142,18 @@ def finished(tmp_path_factory):
 def test_the_command_tells_every_checkpoint(finished, capsys):
     assert main(["geometry", str(finished), "--directions", "8"]) == 0
     said = capsys.readouterr().out
-    assert all(word in said for word in ("step", "unchanged", "stable rank", "rotation"))
+    assert all(word in said for word in ("step", "unchanged", "stable rank", "rotation", "of all their entries"))
     found = json.loads((finished / "geometry.json").read_text())
     assert [one["step"] for one in found["checkpoints"]] == [1, 2, 3]
     sizes = [one["mean"]["size"] for one in found["checkpoints"]]
     assert 0 < sizes[0] < sizes[2]
     assert found["checkpoints"][-1]["similarity"] == pytest.approx(1)
     assert 0 < found["checkpoints"][0]["similarity"] < 1
-    assert len(found["checkpoints"][0]["matrices"]) == 14  # two layers of q, k, v, o, gate, up, down
+    shapes = found["checkpoints"][0]["matrices"].values()
+    assert len(shapes) == 14  # two layers of q, k, v, o, gate, up, down
+    assert found["checkpoints"][0]["mean"]["unchanged"] == pytest.approx(
+        sum(one["entries"] * one["unchanged"] for one in shapes) / sum(one["entries"] for one in shapes)
+    )
 
 
 def test_ctrl_c_ends_it_with_one_sentence_and_no_file(finished, tmp_path):

@@ -45,8 +45,8 @@ def geometry(words: list[str]) -> int:
     known = options.of_fields(View)
     if options.asks_help(words):
         text = (
-            "Means over the student's weight matrices, embeddings left out. A run keeps its last two checkpoints; "
-            "train with --keep-checkpoints 100 to see how it went."
+            "Means over the student's weight matrices, embeddings left out; unchanged is of all their entries. "
+            "A run keeps its last two checkpoints; train with --keep-checkpoints 100 to see how it went."
         )
         print(options.page(["opd geometry RUN [options]"], text, known))
         return 0
@@ -113,7 +113,10 @@ def show(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     count = len(found["checkpoints"][0]["matrices"])
-    table = Table(title=f"Means over {count} weight matrices, against the start", title_justify="left")
+    title = (
+        f"Means over {count} weight matrices, against the start; unchanged: of all their entries, so that size counts"
+    )
+    table = Table(title=title, title_justify="left")
     for heading in ("step", *(heading for heading, _ in COLUMNS.values()), "like the end"):
         table.add_column(heading, justify="right")
     for line in found["checkpoints"]:
