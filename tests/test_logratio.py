@@ -7,11 +7,14 @@ from typing import get_args
 
 import pytest
 import torch
+from test_loop import training
 
 from opd import maths, supports
 from opd.contract import anatomy, check, gradients, toy_cast, toy_groups
 from opd.dist import TableDist, TopDist
 from opd.errors import OpdError
+from opd.loop import one_step
+from opd.method import Updates
 from opd.parts.credit import Clamped, LogRatio
 from opd.parts.losses import TruncatedGradient
 from opd.parts.means import token_mean
@@ -320,7 +323,13 @@ def test_watching_changes_no_gradient_and_asks_for_more():
     assert [ask.want.needs for ask in extrapolated().teach] == [{"chosen", "topk"}, {"chosen", "gather"}]
 
 
-@pytest.mark.parametrize("options", [{"limit": "cap", "lam": 1.8}, {"limit": "ignore"}])
+def test_the_cap_acts_only_where_a_batch_takes_several_updates():
+    assert extrapolated().updates == Updates() and extrapolated(updates=3).updates == Updates(parts=3)
+    once, often = (one_step(training(extrapolated(c=1.01, updates=k, n=2))).metrics["weight.cut"] for k in (1, 4))
+    assert once == 0 < often
+
+
+@pytest.mark.parametrize("options", [{"limit": "cap", "lam": 1.8}, {"limit": "ignore"}, {"updates": 2}])
 def test_every_limit_keeps_the_contract(options):
     assert len(list(check(partial(extrapolated, **options)))) == 8
 

@@ -20,14 +20,16 @@ lam* - margin there, never below 1, and lam = 1 where q <= b, which the theorem 
 best token less likely); limit=ignore asks for one number per token only. tail.saturated, the share of tokens other than
 the teacher's best with log(q/pi) >= log c, goes from 0 to 1 at lam*.
 
-Differs: the released code of 2602.12125 clips as PPO does, which does nothing in the one update per batch taken here.
+In the one update per batch of the defaults pi is mu, and no weight is ever cut; `updates` above 1 lets the cap c act.
+
+Differs: the released code of 2602.12125 clips as PPO does, which does nothing in one update per batch either.
 Uncertain: whether the cap c of 2605.08737 is on pi/mu as here, on q/pi, or on two sides; its lam, b and rates.
 """
 
 from typing import Literal
 
 from opd.errors import require
-from opd.method import Ask, Method, Term
+from opd.method import Ask, Method, Term, Updates
 from opd.parts.losses import TruncatedGradient
 from opd.parts.means import named
 from opd.parts.observe import Noted
@@ -46,6 +48,7 @@ def extrapolated(
     n: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    updates: int = 1,
     mean: str = "token_mean",
 ) -> Method:
     """
@@ -56,6 +59,7 @@ def extrapolated(
     n: answers per prompt
     temperature: at which the student writes
     top_p: nucleus from which the student writes
+    updates: optimizer steps per batch, each on its own part of the problems
     mean: token_mean, sequence_mean or sequence_sum
     """
     require(limit != "cap" or c > 1, "a cap of lam", got=f"c={c}", expected="c above 1: else lam* is 1 everywhere")
@@ -69,6 +73,7 @@ def extrapolated(
         ),
         credit=Extrapolated(lam, c, watched, margin if limit == "cap" else None),
         terms={"advantage": Term(loss, named(mean))},
+        updates=Updates(parts=updates),
         lookup=(loss.cut, Noted(LIMITS)) if watched else (loss.cut,),
         casting={"reference": "self:frozen"},
     )
