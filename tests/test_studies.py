@@ -11,7 +11,7 @@ import torch
 from opd import maths
 from opd.cli.main import main
 from opd.dist import TableDist
-from opd.lab import bandit, noisy_experts, realizability
+from opd.lab import bandit, cliff, noisy_experts, realizability
 from opd.lab.drawing import Line, Panel, drawn
 from opd.lab.learning import learn
 from opd.lab.locks import LEARNERS, fitted, is_learnable, slope, staying, walks_needed
@@ -221,6 +221,48 @@ def test_a_good_student_may_be_as_far_from_its_expert_as_one_likes():
 
 
 # ---- what a person sees
+
+
+# ---- cliff
+
+
+@pytest.mark.parametrize("c", [2.0, 5.0])
+def test_the_edge_of_the_iterated_update_is_the_closed_form_and_the_guard_stays_before_it(c):
+    """Within one step of lambda, at three kinds of certain positions."""
+    for kind, (q, b) in enumerate(cliff.CERTAIN):
+        first = math.ceil((cliff.limits(q, b, c) - 1) / cliff.STEP)  # the first step of the sweep at or beyond lambda*
+        lams = [1 + cliff.STEP * i for i in (first - 1, first)]
+        before, beyond = (cliff.ended(lam, c, "watch", 2) for lam in lams)
+        assert (before.beyond[kind], beyond.beyond[kind]) == (0.0, 1.0)
+        assert cliff.edge([before, beyond], kind) == lams[1]
+        assert before.rarer[kind] < c <= beyond.rarer[kind]
+        guarded = cliff.ended(lams[1], c, "cap", 2)
+        assert guarded.beyond[kind] == 0 and guarded.rarer[kind] < c and cliff.edge([guarded], kind) == math.inf
+        assert guarded.right[-1] == pytest.approx(beyond.right[-1]), (
+            "where nothing is certain the guard changes nothing"
+        )
+
+
+def test_several_updates_of_a_batch_under_the_cap_end_where_one_without_it_does():
+    lam, c = 1.8, 1.01
+    often, once = cliff.ended(lam, c, "watch", 4), cliff.ended(lam, c, "watch", 1)
+    assert often.largest > c, "the cap did cut"
+    odds = lambda u: math.log(u / (1 - u))
+    for kind, (q, b) in enumerate((*cliff.CERTAIN, cliff.FREE)):
+        shift = math.log(cliff.WORDS - 1)  # the other words share what is left
+        exact = lam * (odds(q) + shift) + (1 - lam) * (odds(b) + shift) - shift
+        for end in (often, once):
+            assert odds(end.right[kind]) == pytest.approx(exact, abs=1e-6)
+
+
+def test_the_cliffs_study_from_the_command_line(tmp_path, capsys):
+    out = tmp_path / "study"
+    assert main(["lab", "cliff", "--caps", "2", "--most", "1.35", "--updates", "1", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "1.2912" in printed and "1.30" in printed and "never" in printed and "keeps the format" in printed
+    assert [end["lam"] for end in json.loads((out / "results.json").read_text())["ends"]["2.0"]["cap"]][-1] == 1.35
+    assert main(["lab", "cliff", "--caps", "1", "--out", str(tmp_path / "other")]) == 2
+    assert "above 1" in capsys.readouterr().err
 
 
 def test_the_lab_lists_its_studies_and_runs_one(tmp_path, capsys):

@@ -13,6 +13,7 @@ from opd.errors import SettingError, nearest
 
 STUDIES = {  # name -> its module, what it asks
     "noisy-experts": ("noisy_experts", "is my teacher too noisy for SFT: walks needed against horizon and noise"),
+    "cliff": ("cliff", "how far beyond my teacher: where lambda leaves the reach of the cap c, and what a guard does"),
     "realizability": ("realizability", "can my student be my teacher at all: when on-policy learning beats SFT"),
 }
 
