@@ -11,7 +11,8 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from opd.maths import demand, log_softmax, ppo_clip, product, reverse_kl, upcast
+from opd.estimators import ppo_clip
+from opd.maths import demand, log_softmax, product, reverse_kl, upcast
 
 Outside = Literal["renormalise", "tail", "drop"]
 Words = Literal["only_stu", "only_tch", "intersection", "union", "union-intersection"]

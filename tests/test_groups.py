@@ -9,8 +9,8 @@ from test_loop import training
 from opd import recipes
 from opd.contract import check
 from opd.errors import OpdError
+from opd.estimators import ppo_clip
 from opd.loop import one_step
-from opd.maths import ppo_clip
 from opd.method import Updates, chain
 from opd.parts.credit import LogRatio
 from opd.parts.groups import GroupAdvantage, LeaveOneOut, LessBatch, Mixed, Saved, SkipTrivial, Whitened

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from opd import maths
+from opd import estimators, maths
 from opd.dist import TableDist
 from opd.parts.credit import Earned, FutureCost, LessMean, ValueGate
 from opd.parts.fading import Fading
@@ -157,5 +157,5 @@ def test_a_fading_weight():
 
 
 def test_mean_of_rows_with_one_key():
-    found = maths.mean_of(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([5, 1, 5]))
+    found = estimators.mean_of(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([5, 1, 5]))
     assert found.tolist() == [2.5, 2.0, 2.5]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_loop import training
 
-from opd import maths, supports
+from opd import estimators, maths, supports
 from opd.contract import anatomy, check, gradients, toy_cast, toy_groups
 from opd.dist import TableDist, TopDist
 from opd.errors import OpdError
@@ -196,7 +196,7 @@ LIMITS = {  # (q, b, c) -> lam*
 
 
 def limit(q, b, c, dtype=torch.float64):
-    return maths.extrapolation_limit(*torch.tensor([[q], [b]], dtype=dtype).log(), c)[0]
+    return estimators.extrapolation_limit(*torch.tensor([[q], [b]], dtype=dtype).log(), c)[0]
 
 
 def fixed(q, b, lam):
@@ -224,8 +224,8 @@ def test_limits_of_the_limit():
     near = 1 + math.log(5) / (math.log(0.9999 / 0.0001) - math.log(0.5 / 0.5))
     assert float(limit(0.9999, 0.5, 5)) == pytest.approx(near, rel=1e-4)
     q, b = -torch.tensor([1e-6]), torch.tensor([0.5]).log()
-    exact = maths.extrapolation_limit(q.double(), b.double(), 5)
-    assert torch.allclose(maths.extrapolation_limit(q, b, 5).double(), exact, rtol=1e-5)
+    exact = estimators.extrapolation_limit(q.double(), b.double(), 5)
+    assert torch.allclose(estimators.extrapolation_limit(q, b, 5).double(), exact, rtol=1e-5)
     with pytest.raises(ValueError, match="at least 1"):
         limit(0.9, 0.5, 0.5)
 
@@ -337,14 +337,14 @@ def test_every_limit_keeps_the_contract(options):
 def test_a_truncated_weight_is_the_cap_beyond_it_and_the_ratio_below():
     logp = torch.tensor([-1.0, -1.0, -1.0]).double().requires_grad_()
     mu, advantage = torch.tensor([-1.0, -2.0, -9.0]).double(), torch.tensor([2.0, -1.0, 1.0]).double()
-    (cut,) = torch.autograd.grad(maths.truncated_gradient(logp, mu, advantage, 5.0).sum(), logp)
+    (cut,) = torch.autograd.grad(estimators.truncated_gradient(logp, mu, advantage, 5.0).sum(), logp)
     assert cut.tolist() == pytest.approx([-2.0, math.e, -5.0])
-    (whole,) = torch.autograd.grad(maths.importance_gradient(logp, mu, advantage).sum(), logp)
+    (whole,) = torch.autograd.grad(estimators.importance_gradient(logp, mu, advantage).sum(), logp)
     assert cut[:2].tolist() == pytest.approx(whole[:2].tolist())
     student, rows = world(torch.zeros(2).double(), drawn(1, 2).log_softmax(-1), mu=torch.tensor([-1.0, -9.0]).double())
     assert TruncatedGradient(5.0).cut(student, rows)["weight.cut"].tolist() == [0.0, 1.0]
     with pytest.raises(ValueError, match="importance_gradient for none"):
-        maths.truncated_gradient(logp, mu, advantage, math.inf)
+        estimators.truncated_gradient(logp, mu, advantage, math.inf)
 
 
 # ---- rethinking
@@ -521,7 +521,7 @@ def test_early_tokens_weigh_more_by_hand():
     rows = answers([1.0, -1.0, 2.0, -3.0, 0.0, 0.0], [3, 1, 2])
     found = Early(0.5)(rows)["advantage"].tolist()
     assert found == pytest.approx([1.5 * 1, 1.375 * -1, 1.25 * 2, 1.5 * -3, 0, 0])
-    assert maths.earliness(rows["advantage"].abs(), rows["sequence"]).tolist() == [1, 0.75, 0.5, 1, 1, 1]
+    assert estimators.earliness(rows["advantage"].abs(), rows["sequence"]).tolist() == [1, 0.75, 0.5, 1, 1, 1]
 
 
 def test_what_is_not_learned_from_does_not_count_as_drift():

@@ -1,4 +1,4 @@
-"""Every formula of `maths` and `supports` against a plain one in float64: values, gradients, limits, extremes."""
+"""Every formula of `maths`, `estimators` and `supports` in float64 against a plain one: values, slopes, limits."""
 
 import ast
 import itertools
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from opd import maths, supports
+from opd import estimators, maths, supports
 from opd.dist import TableDist, TopDist
 
 INF = math.inf
@@ -579,18 +579,18 @@ def test_estimators_estimate_what_their_docstrings_say() -> None:
     lp, lq = maths.log_softmax(student), maths.log_softmax(teacher)
     p = lp.exp()
     reverse, forward = maths.reverse_kl(lp, lq), maths.forward_kl(lp, lq)
-    one = enumerated(student, teacher, lambda p, q, y: maths.k1(p, q), p)
-    two = enumerated(student, teacher, lambda p, q, y: maths.k2(p, q), p)
-    three = enumerated(student, teacher, lambda p, q, y: maths.k3(p, q), p)
+    one = enumerated(student, teacher, lambda p, q, y: estimators.k1(p, q), p)
+    two = enumerated(student, teacher, lambda p, q, y: estimators.k2(p, q), p)
+    three = enumerated(student, teacher, lambda p, q, y: estimators.k3(p, q), p)
     close_to(one[0], reverse.detach())
     close_to(one[1], torch.zeros_like(student))
     close_to(two[0], 0.5 * (p * (lp - lq) ** 2).sum(-1).detach())
     close_to(two[1], grad(reverse, student))
     close_to(three[0], reverse.detach())
     close_to(three[1], grad(forward, student))
-    assert (maths.k3(lp, lq) >= 0).all()
+    assert (estimators.k3(lp, lq) >= 0).all()
     near = student.detach() + 1e-3 * teacher
-    second_order = enumerated(student, near, lambda p, q, y: maths.k2(p, q), p)[0]
+    second_order = enumerated(student, near, lambda p, q, y: estimators.k2(p, q), p)[0]
     close_to(second_order, maths.reverse_kl(lp, maths.log_softmax(near)).detach(), 1e-8)
 
 
@@ -599,11 +599,11 @@ def test_policy_gradient_with_the_log_ratio_is_reverse_kl() -> None:
     lp, lq = maths.log_softmax(student), maths.log_softmax(teacher)
     exact = grad(maths.reverse_kl(lp, lq), student)
     behaviour = pair(4, 6, seed=7)[1].log_softmax(-1)
-    close_to(enumerated(student, teacher, lambda p, q, y: maths.policy_gradient(p, q - p), lp.exp())[1], exact)
+    close_to(enumerated(student, teacher, lambda p, q, y: estimators.policy_gradient(p, q - p), lp.exp())[1], exact)
     at = lambda y: behaviour.gather(-1, y[:, None])[:, 0]
-    off = enumerated(student, teacher, lambda p, q, y: maths.importance_gradient(p, at(y), q - p), behaviour.exp())
+    off = enumerated(student, teacher, lambda p, q, y: estimators.importance_gradient(p, at(y), q - p), behaviour.exp())
     close_to(off[1], exact)
-    first = enumerated(student, teacher, lambda p, q, y: maths.ppo_clip(p, p, q - p), lp.exp())
+    first = enumerated(student, teacher, lambda p, q, y: estimators.ppo_clip(p, p, q - p), lp.exp())
     close_to(first[1], exact)  # before the first update nothing is clipped
 
 
@@ -611,9 +611,9 @@ def test_surrogates_hold_advantage_and_reference_still() -> None:
     x = torch.tensor([-1.0, -2.0], dtype=torch.float64, requires_grad=True)
     a = torch.tensor([0.5, -1.5], dtype=torch.float64)
     for loss in (
-        maths.policy_gradient(x, a * x / x),
-        maths.importance_gradient(x, x, a * x / x),
-        maths.ppo_clip(x, x, a * x / x),
+        estimators.policy_gradient(x, a * x / x),
+        estimators.importance_gradient(x, x, a * x / x),
+        estimators.ppo_clip(x, x, a * x / x),
     ):
         close_to(grad(loss, x), -a)
 
@@ -631,25 +631,25 @@ def test_surrogates_hold_advantage_and_reference_still() -> None:
 def test_ppo_clip(ratio: float, advantage: float, loss: float, slope: float) -> None:
     x = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
     a = torch.tensor([advantage], dtype=torch.float64)
-    ours = maths.ppo_clip(x, torch.zeros(1, dtype=torch.float64), a, low=0.2, high=0.3)
+    ours = estimators.ppo_clip(x, torch.zeros(1, dtype=torch.float64), a, low=0.2, high=0.3)
     close_to(ours, torch.tensor([loss], dtype=torch.float64))
     close_to(grad(ours, x), torch.tensor([slope], dtype=torch.float64))
 
 
 def test_importance_weight_says_what_it_truncated() -> None:
     old = torch.tensor([0.0, -1.0, -2.0], requires_grad=True)
-    weight, truncated = maths.importance_weight(old, torch.tensor([-2.0, -1.0, -1.0]), cap=2.0)
+    weight, truncated = estimators.importance_weight(old, torch.tensor([-2.0, -1.0, -1.0]), cap=2.0)
     torch.testing.assert_close(weight, torch.tensor([2.0, 1.0, math.exp(-1)]))
     assert truncated.tolist() == [True, False, False] and not weight.requires_grad
-    assert not maths.importance_weight(old, torch.zeros(3), math.inf)[1].any()
+    assert not estimators.importance_weight(old, torch.zeros(3), math.inf)[1].any()
 
 
 def test_surrogate_errors() -> None:
     x = torch.zeros(2)
     with pytest.raises(ValueError, match="got cap=0, expected a positive number"):
-        maths.importance_weight(x, x, 0)
+        estimators.importance_weight(x, x, 0)
     with pytest.raises(ValueError, match=r"got low=1.2 and high=0.2, expected"):
-        maths.ppo_clip(x, x, x, low=1.2)
+        estimators.ppo_clip(x, x, x, low=1.2)
 
 
 # ------------------------------------------------------------------------------------------------------------ horizon
@@ -669,38 +669,40 @@ def test_returns_against_the_double_sum(data: st.DataObject) -> None:
     values = data.draw(st.lists(st.floats(-3, 3), min_size=n, max_size=n))
     when = list(itertools.accumulate(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))))
     gamma = data.draw(st.sampled_from([0.3, 0.95, 1.0]))
-    ours = maths.returns(torch.tensor(values, dtype=torch.float64), torch.tensor(segment), torch.tensor(when), gamma)
+    ours = estimators.returns(
+        torch.tensor(values, dtype=torch.float64), torch.tensor(segment), torch.tensor(when), gamma
+    )
     close_to(ours, torch.tensor(plain_returns(values, segment, when, gamma), dtype=torch.float64))
 
 
 def test_returns_at_the_ends() -> None:
     values, segment = torch.tensor([1.0, 10.0, 2.0, 20.0]), torch.tensor([0, 1, 0, 1])
     turn = torch.tensor([0, 0, 0, 1])
-    assert maths.returns(values, segment, turn, 0).tolist() == [
+    assert estimators.returns(values, segment, turn, 0).tolist() == [
         1,
         10,
         2,
         20,
     ]  # immediate, though rows 0 and 2 share a turn
-    assert maths.returns(values, segment, turn, 1).tolist() == [3, 30, 2, 20]
-    assert maths.returns(values, segment, turn, 0.5).tolist() == [3, 20, 2, 20]
-    assert maths.returns(values[:0], segment[:0], turn[:0], 0.5).tolist() == []
-    half = maths.returns(values.bfloat16(), segment, turn, 1)
+    assert estimators.returns(values, segment, turn, 1).tolist() == [3, 30, 2, 20]
+    assert estimators.returns(values, segment, turn, 0.5).tolist() == [3, 20, 2, 20]
+    assert estimators.returns(values[:0], segment[:0], turn[:0], 0.5).tolist() == []
+    half = estimators.returns(values.bfloat16(), segment, turn, 1)
     assert half.dtype == torch.float32
 
 
 def test_returns_errors() -> None:
     x = torch.ones(2)
     with pytest.raises(ValueError, match=r"got gamma=1.5, expected"):
-        maths.returns(x, x.long(), x.long(), 1.5)
+        estimators.returns(x, x.long(), x.long(), 1.5)
     with pytest.raises(ValueError, match=r"segment 1 got time 4 before 3, expected no fall: sort"):
-        maths.returns(x, x.long(), torch.tensor([4, 3]), 0.5)
+        estimators.returns(x, x.long(), torch.tensor([4, 3]), 0.5)
 
 
 def test_returns_of_a_large_batch_is_quick() -> None:
     n = 65_536
     start = time.perf_counter()
-    result = maths.returns(torch.ones(n, dtype=torch.float64), torch.arange(n) % 64, torch.arange(n) // 64, 1.0)
+    result = estimators.returns(torch.ones(n, dtype=torch.float64), torch.arange(n) % 64, torch.arange(n) // 64, 1.0)
     assert time.perf_counter() - start < 2 and result[0] == 1024
 
 
@@ -715,7 +717,7 @@ def test_softmax_and_upcast() -> None:
     assert maths.log_softmax(torch.zeros(4, dtype=torch.bfloat16)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("module", [maths, supports])
+@pytest.mark.parametrize("module", [maths, estimators, supports])
 def test_every_public_function_has_a_docstring(module) -> None:
     tree = ast.parse(Path(module.__file__).read_text())
     public = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from opd import maths
+from opd import estimators
 from opd.cast import specs
 from opd.contract import distance, gradients, toy_cast, toy_groups
 from opd.dist import HeadDist
@@ -37,7 +37,7 @@ def true_loss(student, groups, rows, sequences, beta, win):
     per = torch.zeros(len(positions), dtype=torch.float64)
     ratio = per.index_add(0, rows["sequence"], now - rows["teacher.chosen"]).view(-1, 2, 2)  # group, side, pair
     margin = beta * (ratio[:, 0] - ratio[:, 1]).reshape(-1)
-    return maths.preference(margin, torch.full_like(margin, 1.0) if win is None else win).mean(), margin
+    return estimators.preference(margin, torch.full_like(margin, 1.0) if win is None else win).mean(), margin
 
 
 @pytest.mark.parametrize("source", ["current", "frozen"])

@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from opd import maths
+from opd import estimators, maths
 from opd.dist import TableDist
 from opd.errors import SettingError
 from opd.lab.drawing import Line, Panel
@@ -150,7 +150,7 @@ def _slope(method: Method, rows: Rows, logits: Tensor) -> Tensor:
 def limits(q: float, b: float, c: float) -> float:
     """lambda* in closed form."""
     lq, lb = torch.tensor([q, b], dtype=torch.float64).log()
-    return float(maths.extrapolation_limit(lq, lb, c))
+    return float(estimators.extrapolation_limit(lq, lb, c))
 
 
 def edge(ends: Sequence[End], kind: int) -> float:

@@ -8,5 +8,6 @@ mean        means                                  what is averaged over what
             observe                                what is measured in passing
 anywhere    fading                                 numbers that fall from batch to batch
 
-They know the types (rollout, rows, dist, protocols, method) and the formulas (maths, supports, shaping), nothing above.
+They know the types (rollout, rows, dist, protocols, method) and the formulas (maths, estimators, supports, shaping),
+nothing above.
 """

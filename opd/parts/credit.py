@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd import maths
+from opd import estimators
 from opd.dist import Dist
 from opd.errors import one_of, require
 from opd.rollout import TEACHER, Array
@@ -68,7 +68,7 @@ class ReturnToGo:
         time = torch.arange(len(rows), device=rows["row"].device) if self.unit == "rows" else rows[UNITS[self.unit]]
         # what is not learned from credits nobody either: a masked marker's -60, or a nan where nobody was asked
         values = torch.where(rows["keep"], rows["advantage"], 0.0)
-        return rows.plus(advantage=maths.returns(values, rows["episode"], time, self.gamma))
+        return rows.plus(advantage=estimators.returns(values, rows["episode"], time, self.gamma))
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class MeanToGo:
     def __call__(self, rows: Rows) -> Rows:
         time, kept = torch.arange(len(rows), device=rows["row"].device), rows["keep"]
         values, ones = torch.where(kept, rows["advantage"], 0.0), kept.to(rows["advantage"].dtype)
-        total = maths.returns(values, rows["episode"], time, self.gamma)
-        number = maths.returns(ones, rows["episode"], time, 1.0)
+        total = estimators.returns(values, rows["episode"], time, self.gamma)
+        number = estimators.returns(ones, rows["episode"], time, 1.0)
         if not self.own:
             total, number = total - values, number - ones
         return rows.plus(advantage=total / number.clamp(min=1))
@@ -129,7 +129,7 @@ class LessMean:
     """advantage less its mean over the decisions that are as many steps into their episode: the plainest baseline."""
 
     def __call__(self, rows: Rows) -> Rows:
-        return rows.plus(advantage=rows["advantage"] - maths.mean_of(rows["advantage"], rows["row"]))
+        return rows.plus(advantage=rows["advantage"] - estimators.mean_of(rows["advantage"], rows["row"]))
 
 
 def apart(divergence: Divergence, ours: Dist, theirs: Dist, numbers: Tensor) -> Tensor:
@@ -156,8 +156,8 @@ class FutureCost:
     def __call__(self, rows: Rows) -> Rows:
         numbers = torch.arange(len(rows), device=rows["keep"].device)
         cost = apart(self.divergence, rows.dist(self.student), rows.dist(self.teacher), numbers)
-        later = maths.returns(cost, rows["episode"], torch.arange(len(rows), device=cost.device), self.gamma) - cost
-        return rows.plus(advantage=-later.to(rows["behaviour"].dtype))
+        whole = estimators.returns(cost, rows["episode"], torch.arange(len(rows), device=cost.device), self.gamma)
+        return rows.plus(advantage=-(whole - cost).to(rows["behaviour"].dtype))
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ class ValueGate:
 
     def __call__(self, rows: Rows) -> Rows:
         time = torch.arange(len(rows), device=rows["row"].device)
-        earned = maths.returns(Earned()(rows)["advantage"], rows["episode"], time, self.gamma)
-        own = maths.mean_of(earned, rows["state"]) if "state" in rows else earned
+        earned = estimators.returns(Earned()(rows)["advantage"], rows["episode"], time, self.gamma)
+        own = estimators.mean_of(earned, rows["state"]) if "state" in rows else earned
         return rows.plus(gate=rows[f"{self.teacher}.value"] > own)
 
 

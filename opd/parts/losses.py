@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd import maths
+from opd import estimators, maths
 from opd.dist import Dist
 from opd.errors import require
 from opd.parts.channel import Channel
@@ -86,7 +86,7 @@ class PolicyGradient:
 
     old: `behaviour`, the distribution that really drew the token (right under top-p and temperature too), or
     `untruncated`, the student's own log-prob when it wrote (the ratio that PPO clips). `clip_high`: the upper bound
-    where it is another; `dual`: see maths.ppo_clip; `advantage`: the column that holds it.
+    where it is another; `dual`: see estimators.ppo_clip; `advantage`: the column that holds it.
     """
 
     clip: float = 0.0
@@ -103,8 +103,8 @@ class PolicyGradient:
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         logp, old, advantage = student.chosen, rows[self.old], rows[self.advantage]
         if self.clip:
-            return maths.ppo_clip(logp, old, advantage, self.clip, self.clip_high or self.clip, self.dual)
-        return maths.importance_gradient(logp, old, advantage)
+            return estimators.ppo_clip(logp, old, advantage, self.clip, self.clip_high or self.clip, self.dual)
+        return estimators.importance_gradient(logp, old, advantage)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class TowardsTeacher:
     """Every decided token becomes as likely as the teacher finds it: the log-ratio to the student as it is now.
 
     Half its square, whose gradient is that of a policy gradient with the log-ratio as advantage; with `old`, the column
-    of the log-prob with which the token was drawn, an estimate of the reverse KL (maths.weighted_ratio).
+    of the log-prob with which the token was drawn, an estimate of the reverse KL (estimators.weighted_ratio).
     """
 
     old: str = ""
@@ -121,8 +121,8 @@ class TowardsTeacher:
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         theirs = rows[f"{self.teacher}.chosen"]
         if self.old:
-            return maths.weighted_ratio(student.chosen, rows[self.old], theirs)
-        return maths.squared_ratio(student.chosen, theirs)
+            return estimators.weighted_ratio(student.chosen, rows[self.old], theirs)
+        return estimators.squared_ratio(student.chosen, theirs)
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,11 @@ class TruncatedGradient:
         require(1 <= self.cap < math.inf, "the cap of the importance weight", got=self.cap, expected="at least 1")
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
-        return maths.truncated_gradient(student.chosen, rows["behaviour"], rows["advantage"], self.cap)
+        return estimators.truncated_gradient(student.chosen, rows["behaviour"], rows["advantage"], self.cap)
 
     def cut(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
         """weight.cut: 1 where the weight was cut to the cap, else 0."""
-        weight, cut = maths.importance_weight(student.chosen, rows["behaviour"], self.cap)
+        weight, cut = estimators.importance_weight(student.chosen, rows["behaviour"], self.cap)
         return {"weight.cut": cut.to(weight)}
 
 
@@ -150,20 +150,20 @@ class Raise:
     advantage: str = "advantage"
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
-        return maths.policy_gradient(student.chosen, rows[self.advantage])
+        return estimators.policy_gradient(student.chosen, rows[self.advantage])
 
 
 @dataclass(frozen=True)
 class StayNear:
     """k3 of the decided token against a reader's log-prob of it: GRPO's term that holds the policy near its reference.
 
-    Its value is an estimate of KL(pi || reference), its gradient that of KL(reference || pi) (see maths.k3).
+    Its value is an estimate of KL(pi || reference), its gradient that of KL(reference || pi) (see estimators.k3).
     """
 
     reference: str = "reference"
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
-        return maths.k3(student.chosen, rows[f"{self.reference}.chosen"])
+        return estimators.k3(student.chosen, rows[f"{self.reference}.chosen"])
 
 
 @dataclass(frozen=True)
@@ -279,9 +279,9 @@ class Reweighted:
         return getattr(self.loss, "k", 0)
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
-        return maths.importance_weight(student.chosen, rows["behaviour"], self.cap)[0] * self.loss(student, rows)
+        return estimators.importance_weight(student.chosen, rows["behaviour"], self.cap)[0] * self.loss(student, rows)
 
     def cut(self, student: Dist, rows: Rows) -> dict[str, Tensor]:
         """weight.cut: 1 where the weight was cut to the cap, else 0."""
-        weight, cut = maths.importance_weight(student.chosen, rows["behaviour"], self.cap)
+        weight, cut = estimators.importance_weight(student.chosen, rows["behaviour"], self.cap)
         return {"weight.cut": cut.to(weight.dtype)}

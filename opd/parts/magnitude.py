@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opd import maths, shaping
+from opd import estimators, maths, shaping
 from opd.errors import require
 from opd.parts.credit import Divergence, apart, masked
 from opd.parts.groups import GroupAdvantage, Rollouts, micro_batches, require_micro
@@ -209,5 +209,5 @@ class Corrected:
     def __call__(self, rows: Rows) -> Rows:
         if not self.cap:
             return rows.plus(**{"importance.cut": torch.zeros_like(rows["advantage"])})
-        weight, cut = maths.importance_weight(rows["untruncated"], rows["behaviour"], self.cap)
+        weight, cut = estimators.importance_weight(rows["untruncated"], rows["behaviour"], self.cap)
         return rows.plus(**{"advantage": weight * rows["advantage"], "importance.cut": cut.to(weight)})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from opd import maths
+from opd import estimators
 from opd.errors import one_of, require
 from opd.parts.credit import masked
 from opd.parts.views import Privileged
@@ -110,7 +110,7 @@ class Preferred:
         rows = masked(rows, "unpaired", _sums(first.to(ratio), pair)[pair] != 2)
         return rows.plus(
             advantage=self.beta * side * (win - margin.sigmoid())[pair],
-            **{"pair.loss": noted * maths.preference(margin, win)[pair], "pair.margin": noted * margin[pair]},
+            **{"pair.loss": noted * estimators.preference(margin, win)[pair], "pair.margin": noted * margin[pair]},
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opd import maths
+from opd import estimators, maths
 from opd.errors import require
 from opd.rows import Rows
 
@@ -57,7 +57,7 @@ class Early:
 
     def __call__(self, rows: Rows) -> Rows:
         size = torch.where(rows["keep"], rows["advantage"].abs(), 0.0)
-        weight = 1 + self.gain * maths.earliness(size, rows["sequence"])
+        weight = 1 + self.gain * estimators.earliness(size, rows["sequence"])
         return rows.plus(advantage=weight * rows["advantage"])
 
 
@@ -69,8 +69,8 @@ class Extrapolated:
     """advantage = lam (log q - log b) - (log pi - log b): from base b to teacher q and beyond it (2602.12125).
 
     `watched` needs the teacher's best token and what the base gives it, compares lam with its limit lam* at every
-    position (maths.extrapolation_limit, with c) and writes the columns LIMITS. `margin`, unless None, then caps lam
-    there at lam* - margin, never below 1, and at 1 where the base is as sure as the teacher.
+    position (estimators.extrapolation_limit, with c) and writes the columns LIMITS. `margin`, unless None, then caps
+    lam there at lam* - margin, never below 1, and at 1 where the base is as sure as the teacher.
     """
 
     lam: float
@@ -88,15 +88,15 @@ class Extrapolated:
     def __call__(self, rows: Rows) -> Rows:
         own, teacher, base = (rows[name] for name in ("untruncated", f"{self.teacher}.chosen", f"{self.base}.chosen"))
         if not self.watched:
-            return rows.plus(advantage=maths.extrapolated_reward(own, teacher, base, self.lam))
+            return rows.plus(advantage=estimators.extrapolated_reward(own, teacher, base, self.lam))
         rows = self._watch(rows)
-        return rows.plus(advantage=maths.extrapolated_reward(own, teacher, base, rows["lambda"]))
+        return rows.plus(advantage=estimators.extrapolated_reward(own, teacher, base, rows["lambda"]))
 
     def _watch(self, rows: Rows) -> Rows:
         """The columns LIMITS; nan where one says nothing."""
         best = rows[f"{self.teacher}.ids"][:, :1]
         sure, base = rows.dist(self.teacher).at(best)[:, 0], rows[f"{self.base}.gathered"][:, 0]
-        limit, outside = maths.extrapolation_limit(sure, base, self.c), sure <= base
+        limit, outside = estimators.extrapolation_limit(sure, base, self.c), sure <= base
         lam = torch.full_like(limit, self.lam) if self.margin is None else self._capped(limit, outside, self.margin)
         too_thin = rows[f"{self.teacher}.chosen"] - rows["untruncated"] >= math.log(self.c)
         found = {

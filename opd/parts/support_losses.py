@@ -11,7 +11,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from opd import maths, supports
+from opd import estimators, maths, supports
 from opd.dist import Dist
 from opd.errors import one_of, require
 from opd.parts.losses import Divergence, Everywhere
@@ -175,7 +175,7 @@ class SampledTail:
         return {"tail.cut": (cut & ~_holds(ids, rows["token"])).to(weight.dtype)}
 
     def _weight(self, student: Dist, rows: Rows) -> tuple[Tensor, Tensor]:
-        return maths.importance_weight(student.chosen, rows["behaviour"], self.cap or math.inf)
+        return estimators.importance_weight(student.chosen, rows["behaviour"], self.cap or math.inf)
 
 
 def _check_support(k: int, source: str, sources: tuple[str, ...] = SOURCES) -> None:
