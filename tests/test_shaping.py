@@ -429,9 +429,9 @@ def test_opsd_with_contrast_learns_nothing_and_says_so_where_nobody_is_shown_a_h
 
 @pytest.mark.parametrize("rewards", [[1, 1, 0, 0], [1, 0, 0]])
 def test_opsd_with_contrast_does_with_fewer_siblings_than_wrong_hints(rewards):
-    rows, student, sequences = credited(load("opsd_ectr")(k=3, n=len(rewards)), rewards)
+    rows, student, sequences = credited(load("opsd_ectr")(k=3, wrong=4, n=len(rewards)), rewards)
     assert not rows["wrong.3.shown"].any() and rows["wrong.3.gathered"].isnan().all() and rows["keep"].any()
-    found = gradients(load("opsd_ectr")(k=3), student, rows, sequences)
+    found = gradients(load("opsd_ectr")(k=3, wrong=4), student, rows, sequences)
     assert 0 < max(float(g.abs().max()) for g in found.values()) < math.inf
 
 
@@ -747,6 +747,8 @@ def test_published_defaults():
     assert (rlcsd.sample.n, rlcsd.sample.sampling.top_p, rlcsd.sample.sampling.top_k) == (8, 0.95, 20)
     assert Shifted(0.5, 0.02, 0.02) in rlcsd.credit.parts[-1].parts and len(rlcsd.teach) == 5
     assert {Saturating(75.0, 1e-4), Diversity(0.1)} <= set(sc_grpo.credit.parts)
+    for plug_in in ("rlsd_ectr", "opsd_ectr"):  # one hint of each kind
+        assert [ask.into for ask in load(plug_in)().teach] == ["teacher", "wrong.0"]
 
 
 def test_rewards_are_needed_and_said_so():

@@ -6,13 +6,14 @@ When: as opsd, where answers can be graded and hints of any kind change the copy
 
 Equation: L = mean_t D/(D+1) sum_v min(q (log q - log pi), b),  q = softmax((1+a) log p_right - a max(log p_wrong, -5))
 
-Over the k best tokens under the right hint and one bucket for the rest; D = KL(p_right || p_wrong). No reward enters
-the loss: it only tells right hints from wrong ones. The copy is as old as 10 steps (--teacher self:every=10).
+Over the k best tokens under the right hint and one bucket for the rest; D = KL(p_right || p_wrong), one hint of each
+kind. No reward enters the loss: it only tells right hints from wrong ones. The copy is as old as 10 steps (--teacher
+self:every=10). Several wrong hints (wrong), whose mean is p_wrong as in RLCSD, are this package's own.
 
 Differs: see `rlcsd` for answers without a box.
-INFERRED: p_wrong is the mean over the wrong hints, as in RLCSD; the same answers are dropped as there; D and the weight
-are held still; the weight stands in the loss and not in the mean. The bound b takes the gradient of what it cuts away,
-so that the loss can point away from q: entry.cut says how often.
+INFERRED: the same answers are dropped as in RLCSD; D and the weight are held still; the weight stands in the loss and
+not in the mean. The bound b takes the gradient of what it cuts away, so that the loss can point away from q: entry.cut
+says how often.
 """
 
 from typing import Literal
@@ -37,7 +38,7 @@ def opsd_ectr(
     half: float = 1.0,
     n: int = 8,
     hint: Literal["sibling", "reference"] = "sibling",
-    wrong: int = 4,
+    wrong: int = 1,
     marked: bool = False,
     temperature: float = 1.0,
     top_p: float = 0.95,
@@ -52,7 +53,7 @@ def opsd_ectr(
     half: divergence of right and wrong hints at which a row weighs one half
     n: answers per prompt, which are each other's hints
     hint: the right hint: a right sibling, or the task's reference
-    wrong: at most so many wrong siblings are hints, one by one
+    wrong: at most so many wrong siblings are hints, one by one; above 1 their mean counts
     marked: only an answer that marks its final answer, in a box say, can be a hint
     temperature: at which the student writes
     top_p: nucleus from which the student writes

@@ -6,8 +6,9 @@ When: as rlsd, where hints of any kind raise the same filler words.
 
 Equation: L = - mean_t min(r_t B_t, clip(r_t, 1-eps, 1+eps) B_t),  B_t = A [(1-s) + s clip(exp(sign(A) e_t), 1-e, 1+e)]
 
-e_t = log T(y_t | x, right hint) - log (1/K) sum_k T(y_t | x, wrong hint k); everything else is that of `rlsd`, and
-hints and dropped answers are those of `rlcsd`.
+e_t = log T(y_t | x, right hint) - log T(y_t | x, wrong hint), one of each; everything else is that of `rlsd`, and hints
+and dropped answers are those of `rlcsd`. Several wrong hints (wrong), whose mean is taken as there, are this package's
+own.
 
 Differs: see `rlcsd` for answers without a box.
 INFERRED: that the plug-in drops and samples as RLCSD does, and averages over all tokens, as its RLSD baseline does.
@@ -36,7 +37,7 @@ def rlsd_ectr(
     fade: int = 50,
     width: float = 0.2,
     hint: Literal["sibling", "reference"] = "sibling",
-    wrong: int = 4,
+    wrong: int = 1,
     marked: bool = False,
     clip: float = 0.2,
     temperature: float = 1.0,
@@ -50,7 +51,7 @@ def rlsd_ectr(
     fade: steps within which lam falls to 0
     width: how far from 1 the factor may be
     hint: the right hint: a right sibling, or the task's reference
-    wrong: at most so many wrong siblings are hints, one by one
+    wrong: at most so many wrong siblings are hints, one by one; above 1 their mean counts
     marked: only an answer that marks its final answer, in a box say, can be a hint
     clip: PPO's clip range around ratio 1
     temperature: at which the student writes
