@@ -15,7 +15,7 @@ from opd.lab.toy import problems
 from opd.loop import grade
 from opd.parts.losses import Anchored, Reweighted, Tempered
 from opd.parts.support_losses import compared
-from opd.parts.views import Begun, Sibling, without_thoughts, written
+from opd.parts.views import Begun, Sibling, begun, without_thoughts, written
 from opd.recipes import load
 from opd.rollout import Visit
 from opd.rows import Rows
@@ -250,6 +250,29 @@ def test_the_partial_view_ends_with_a_whole_word_and_the_answer(share, shown):
     )
     Begun("{prompt}|{context}|{answer}", share)(group.rollouts[0], group)
     assert told == [f"q|{shown}|4"]
+
+
+ENGLISH = "First add three and four to get seven. Then multiply seven by two to get fourteen in total."
+FORMULA = r"We have \frac{x^2-1}{x-1}=\frac{(x-1)(x+1)}{x-1}=x+1=5\Rightarrow\boxed{x=4} so done."
+CODE = "def f(xs): return sum(int(d)for(x)in(xs)for(d)in(str(abs(x)))if(d!='0'))%9or(9if(any(xs))else(0)) # done"
+LIST = "step one:3+4=7,then:7*2=14,then:14-5=9,then:9/3=3,finally:3+8=11 end"
+CHINESE = "先把三和四相加，得到七，记作甲。\n然后把七乘以二，得到十四，记作乙。\n所以答案是十四，最后检查一遍。"
+
+
+@pytest.mark.parametrize("text", [ENGLISH, FORMULA, CODE, LIST, CHINESE])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_the_partial_view_is_about_its_share_of_any_kind_of_text(text, share):
+    shown = begun(text, share)
+    assert text.startswith(shown) and share - 0.02 < len(shown) / len(text) < share + 0.1
+
+
+def test_the_partial_view_cuts_no_word_and_shows_so_little_as_two_words_whole():
+    assert begun(ENGLISH, 0.5).endswith("Then multiply")
+    assert begun(FORMULA, 0.1).endswith(r"\frac")  # not in the middle of its name
+    assert begun(LIST, 0.25).endswith(",then")
+    assert begun("3+4=7;7*2=14;14-5=9", 0.5) == "3+4=7;7*2=14;14-5=9"  # one word, as far as blanks tell
+    assert begun("seven fourteen", 0.1) == "seven fourteen" and begun("seven or fourteen", 0.1) == "seven"
+    assert begun("", 0.5) == ""
 
 
 def test_a_missing_answer_stops_before_step_1():

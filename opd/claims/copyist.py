@@ -6,6 +6,7 @@ It learns one of the wordings in which recipes show a solution, then the others,
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from opd.cast import EMBEDDED, located
 from opd.claims.texts import copied, descend, kept, padded, save, templates, written
-from opd.parts.views import begun, template
+from opd.parts.views import template
 from opd.tasks import sums
 
 BATCH = 16
@@ -75,8 +76,14 @@ def text(tokenizer: Any, rng: random.Random, wording: str) -> tuple[list[int], i
         place = rng.randrange(len(chain))
         chain[place:] = [(total + rng.randint(1, 9)) % sums.MODULUS for total in chain[place:]]
     answer = sums.chain_text(chain)
-    shown = begun(answer.strip(), 0.5 if half else 1.0)
+    shown = first_half(answer.strip()) if half else answer.strip()
     fields = {"{context}": shown, "{prompt}": sums.question_text(terms), "{answer}": str(chain[-1])}
     for field, value in fields.items():
         wording = wording.replace(field, value)
     return written(tokenizer, wording, answer)
+
+
+def first_half(solution: str) -> str:
+    """The first half of a solution, to the end of the term that it falls into."""
+    end = solution.find(" ", math.ceil(len(solution) / 2) - 1)
+    return solution if end < 0 else solution[:end]

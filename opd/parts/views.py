@@ -62,7 +62,7 @@ def only_written(rollout: Rollout, group: Group) -> list[Rollout]:
 class Begun:
     """The reader also sees how the reference begins, the first `share` of its characters, and the final answer.
 
-    No word is cut: what is shown goes on to the end of the word that the share falls into (2606.10385, released code).
+    `begun` says where it ends (2606.10385, released code).
     """
 
     template: str
@@ -85,10 +85,19 @@ class Begun:
         return context, problem.answer
 
 
+WORD = re.compile(r"[\w\\]")  # one character of it
+
+
 def begun(text: str, share: float) -> str:
-    """The first `share` of a text's characters, to the end of the word that it falls into."""
+    """The first `share` of a text's characters, to the end of the word that it falls into; of two words or fewer, all.
+
+    Blanks part words where they are counted. Where the text is cut a word is of letters, digits, _ and \\, so that a
+    formula or a line of code is cut too. Chinese, say, without any blank or line break is a single word: shown whole.
+    """
+    if len(text.split()) <= 2:
+        return text
     end = math.ceil(share * len(text))
-    while end < len(text) and not (text[end - 1].isspace() or text[end].isspace()):
+    while end < len(text) and WORD.match(text[end - 1]) and WORD.match(text[end]):
         end += 1
     return text[:end].rstrip()
 
