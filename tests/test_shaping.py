@@ -15,7 +15,7 @@ from opd.parts.contrasted import TowardsContrast
 from opd.parts.credit import Shuffled
 from opd.parts.fading import Fading
 from opd.parts.groups import GroupAdvantage
-from opd.parts.hints import ByRightAnswers, Reference, SiblingInSystem, labelled, labelled_if_marked
+from opd.parts.hints import ByRightAnswers, Reference, SiblingInSystem, labelled, labelled_as_right, labelled_if_marked
 from opd.parts.losses import PolicyGradient
 from opd.parts.magnitude import (
     Bounded,
@@ -305,6 +305,25 @@ def test_rlcsd_of_a_later_version_has_another_gradient_in_each_of_its_settings()
     parts = [rows.plus(keep=rows[name]) for name in ("plain", "selected")]
     plain, selected = (gradients(grpo("token_mean"), student, part, sequences) for part in parts)
     assert distance(slopes[2], {name: plain[name] + 0.5 * selected[name] for name in plain}) < 1e-12
+
+
+def test_a_right_hint_need_not_mark_its_answer_and_is_labelled_with_the_problems():
+    """Two right answers without a box and two wrong ones with one: the released code learns from all four."""
+    method = load("rlcsd")(n=4, marked=True)
+    cast, group = one_group([1.0, 1.0, 0.0, 0.0], method)
+    texts = ("it must be so", "just so", r"\boxed{3}", r"\boxed{4}")
+    rollouts = tuple(replace(one, text=text) for one, text in zip(group.rollouts, texts, strict=True))
+    group = replace(group, rollouts=rollouts)
+    assert prepare([group], method, cast, 0)[0]["keep"].all()
+    right, *wrong = (words(ask.view, rollouts[0], group) for ask in method.teach)
+    assert f"just so\nCorrect final answer: {group.problem.answer}\n" in right[-1]["content"]
+    assert {text[-1]["content"].partition("Correct final answer: ")[2][0] for text in wrong if text} == {"3", "4"}
+    unmarked = (replace(one, text=text[-2]) for one, text in zip(rollouts, texts, strict=True))
+    assert not prepare([replace(group, rollouts=tuple(unmarked))], method, cast, 0)[0]["keep"].any()
+    boxed = replace(rollouts[1], text=r"so \boxed{two}")
+    assert labelled_as_right(boxed).endswith("Correct final answer: two")
+    nobody_knows = replace(boxed, text="so it is\ntwo", problem=replace(group.problem, answer=None))
+    assert labelled_as_right(nobody_knows).endswith("Correct final answer: two")
 
 
 def test_rlcsd_has_two_means_each_over_its_own_tokens():

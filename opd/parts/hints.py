@@ -73,19 +73,25 @@ def labelled_if_marked(rollout: Rollout) -> str | None:
     return None if marked(rollout.text) is None else labelled(rollout)
 
 
+def labelled_as_right(rollout: Rollout) -> str:
+    """The same of a right answer, for which the problem speaks where it marks no final answer."""
+    said = marked(rollout.text) or rollout.problem.answer or final_answer(rollout.text)
+    return f"{rollout.text}\n{LABEL} {said}"
+
+
 def contrasting(
     n: int, hint: str, wrong: int, only_marked: bool, template: str, want: Want, of_wrong: Want | None = None
 ) -> tuple[Ask, ...]:
     """The teacher's asks under one right hint, a `sibling` or the `reference`, and under `wrong` wrong siblings.
 
     Of n answers one may have fewer siblings of a kind, or none: all asks are optional. They want the same, unless
-    `of_wrong`.
+    `of_wrong`. `only_marked`: a wrong one must mark its final answer; a right one need not (`labelled_as_right`).
     """
     require(n >= 2, "answers per prompt n, which are each other's hints", got=n, expected="at least 2")
     one_of("the right hint", hint, ("sibling", "reference"))
     require(wrong >= 1, "wrong hints per answer", got=wrong, expected="at least 1")
-    shows = labelled_if_marked if only_marked else labelled
-    right = Reference(template, True) if hint == "reference" else Sibling(template, "right", shows=shows)
-    siblings = [Sibling(template, "wrong", number, shows=shows) for number in range(wrong)]
+    as_right, as_wrong = (labelled_as_right, labelled_if_marked) if only_marked else (labelled, labelled)
+    right = Reference(template, True) if hint == "reference" else Sibling(template, "right", shows=as_right)
+    siblings = [Sibling(template, "wrong", number, shows=as_wrong) for number in range(wrong)]
     asks = [Ask(WRONG.format(k), "teacher", of_wrong or want, one, optional=True) for k, one in enumerate(siblings)]
     return (Ask("teacher", "teacher", want, right, optional=True), *asks)

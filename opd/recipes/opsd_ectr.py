@@ -54,7 +54,7 @@ def opsd_ectr(
     n: answers per prompt, which are each other's hints
     hint: the right hint: a right sibling, or the task's reference
     wrong: at most so many wrong siblings are hints, one by one; above 1 their mean counts
-    marked: only an answer that marks its final answer, in a box say, can be a hint
+    marked: only a wrong answer that marks its final answer, in a box say, can be a hint
     temperature: at which the student writes
     top_p: nucleus from which the student writes
     top_k: it writes with this many likeliest tokens; 0 for all

@@ -14,9 +14,9 @@ T is as old as 10 steps (--teacher self:every=10).
 Dropped and counted: groups of equal rewards (masked.trivial), answers that lack a hint of either kind (masked.hint),
 such as the only right one of a group.
 
-Differs: the released code demands a boxed final answer of every hint (marked=true does, and knows other marks); our
-tasks need not have one, and the last line takes its place. Its beta is 1; its bound of 2 on the shift is never reached
-and left out.
+Differs: the released code demands a boxed final answer of wrong hints alone, and labels a right one with its box, else
+with the problem's answer (marked=true does both, and knows other marks); our tasks need not have boxes, and the last
+line takes their place. Its beta is 1; its bound of 2 on the shift is never reached and left out.
 Uncertain: these are the released defaults; a re-implementer of a later version takes tau 1.3, eta 0.5 and a mean per
 answer (mean=sequence_mean). INFERRED: that its mini-batch of 16 means answers, hence 4 updates of 8 problems. The
 prompt has the released one's parts in our words. tau 0.02 makes tanh nearly a sign; contrast.selected says how often
@@ -60,7 +60,7 @@ def rlcsd(
     n: answers per prompt, which are each other's hints
     hint: the right hint: a right sibling, or the task's reference
     wrong: at most so many wrong siblings are hints, one by one
-    marked: only an answer that marks its final answer, in a box say, can be a hint
+    marked: only a wrong answer that marks its final answer, in a box say, can be a hint
     lam: the largest shift of an advantage
     tau: log-ratio at which the shift is three quarters of that
     delta: shifts up to this size are left out

@@ -52,7 +52,7 @@ def rlsd_ectr(
     width: how far from 1 the factor may be
     hint: the right hint: a right sibling, or the task's reference
     wrong: at most so many wrong siblings are hints, one by one; above 1 their mean counts
-    marked: only an answer that marks its final answer, in a box say, can be a hint
+    marked: only a wrong answer that marks its final answer, in a box say, can be a hint
     clip: PPO's clip range around ratio 1
     temperature: at which the student writes
     top_p: nucleus from which the student writes
