@@ -287,6 +287,9 @@ def test_rlcsd_drops_what_lacks_a_hint_and_counts_it():
     assert trivial["masked.trivial"].all() and not trivial["masked.hint"].any() and not trivial["keep"].any()
     reference, _, _ = credited(load("rlcsd")(hint="reference"), rewards=[1, 0, 0, 0, 0, 0, 0, 0])
     assert reference["keep"].all() and not reference["masked.hint"].any()
+    for name in ("rlcsd", "rlsd_ectr"):  # the released code would count these tokens in its means
+        failed, _, _ = credited(load(name)(hint="reference"), rewards=[0.0] * 8)
+        assert failed["masked.trivial"].all() and not failed["keep"].any()
 
 
 def test_rlcsd_with_marked_answers_only_differs_from_the_default():

@@ -10,7 +10,7 @@ e_t = log T(y_t | x, right hint) - log T(y_t | x, wrong hint), one of each; ever
 and dropped answers are those of `rlcsd`. Several wrong hints (wrong), whose mean is taken as there, are this package's
 own.
 
-Differs: see `rlcsd` for answers without a box.
+Differs: see `rlcsd` for answers without a box, and for groups without a right answer where the reference is the hint.
 INFERRED: that the plug-in drops and samples as RLCSD does, and averages over all tokens, as its RLSD baseline does.
 """
 
