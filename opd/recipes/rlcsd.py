@@ -17,12 +17,13 @@ such as the only right one of a group.
 Differs: the released code demands a boxed final answer of wrong hints alone, and labels a right one with its box, else
 with the problem's answer (marked=true does both, and knows other marks); our tasks need not have boxes, and the last
 line takes their place. With the reference as hint it keeps groups without a right answer: their advantage is 0, but
-their tokens count in both means; here they are dropped, and a step does not depend on how many problems failed. Its
-beta is 1; its bound of 2 on the shift is never reached and left out.
+their tokens count in both means; here they are dropped, and a step does not depend on how many problems failed. It
+drops answers before it cuts a batch into updates, here the batch is cut first. Its beta is 1; its bound of 2 on the
+shift is never reached and left out.
 Uncertain: these are the released defaults; a re-implementer of a later version takes tau 1.3, eta 0.5 and a mean per
-answer (mean=sequence_mean). INFERRED: that its mini-batch of 16 means answers, hence 4 updates of 8 problems. The
-prompt has the released one's parts in our words. tau 0.02 makes tanh nearly a sign; contrast.selected says how often
-it speaks.
+answer (mean=sequence_mean). Its script has batches of 64 problems (--batch 64), 512 answers, and mini-batches of 16
+problems: hence updates=4. The prompt has the released one's parts in our words. tau 0.02 makes tanh nearly a sign;
+contrast.selected says how often it speaks.
 """
 
 from typing import Literal
