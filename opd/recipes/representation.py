@@ -18,6 +18,7 @@ Differs: the mean over tokens is per sequence as in the paper's equation; mean=t
 normalised=true what its bridge branch does without a bridge too, where the distance is weighted 10. The bridge's map
 is the least-squares solution instead of 20 epochs of AdamW towards it. With equal widths and a bridge the released code
 ignores the bridge; here it is used. Without a bridge, matching only makes sense when both models come from one origin.
+A state is what its block puts out: the released code's last one has had the model's final norm too.
 Uncertain: states are those after the token was read, as in the released code; the text has those before it. That a
 bridge carries over to another tokenizer is unproven: the released pipeline feeds the student's ids to the teacher. The
 paper's theorem that the log-ratio's signal vanishes against its noise as the models meet does not hold when
