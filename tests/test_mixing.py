@@ -14,7 +14,7 @@ from opd import maths, recipes
 from opd.checkpoint import load_state, save_state
 from opd.contract import anatomy, check, gradients, toy_cast, toy_groups
 from opd.dist import TableDist
-from opd.errors import MethodError, OpdError
+from opd.errors import MethodError, OpdError, TeacherError
 from opd.lab.toy import problems
 from opd.loop import one_step, train
 from opd.method import Method, Term, chain
@@ -30,6 +30,7 @@ from opd.parts.skew import AdaptiveSkew
 from opd.rollout import OTHER, STUDENT, TEACHER, Group, Rollout, Sampling, Visit
 from opd.rows import Rows
 from opd.step import prepare
+from opd.teach import check_capabilities
 
 HERE, TOKEN = WHERE.reshape(-1), TOKENS.reshape(-1)
 SEQUENCE = torch.arange(len(TOKEN)) // T
@@ -442,6 +443,19 @@ def test_answers_are_as_long_as_the_rung(tmp_path):
         ladder({}, {"student.entropy": 1.0}, 0)
     with pytest.raises(MethodError, match="--max-new 20"):
         Climbing(OneTurn(1), Ladder((2, 20), 0.0, 1)).check({"student": model})
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("decoupled", {"source": "teacher"}), ("decoupled", {"source": "teacher", "ladder": (8, 16)}), ("distillm", {})],
+)
+def test_a_teacher_that_cannot_write_is_refused_before_step_1(name, parameters):
+    method = recipes.load(name)(**parameters)
+    cast = toy_cast(method)
+    check_capabilities(method, cast)
+    cast["teacher"].can = frozenset({"chosen", "dist"})
+    with pytest.raises(TeacherError, match="can't write"):
+        check_capabilities(method, cast)
 
 
 # -- hooks and what a checkpoint holds

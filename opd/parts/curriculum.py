@@ -15,7 +15,7 @@ import numpy as np
 
 from opd.errors import MethodError, require
 from opd.parts.memory import Memory, packed, unpacked
-from opd.parts.sample import OneTurn
+from opd.parts.sample import OneTurn, writers_of
 from opd.protocols import Cast, Sample, Student, Want
 from opd.rollout import Group, Visit
 
@@ -91,6 +91,10 @@ class Replay:
     rising: Rising
     new: Callable[[int], float]
 
+    @property
+    def writers(self) -> tuple[str, ...]:
+        return writers_of([self.data, self.fresh])
+
     def __call__(self, cast: Cast, visits: Sequence[Visit], step: int) -> list[Group]:
         chance = np.random.Generator(np.random.Philox(key=[visits[0].run_seed % 2**64, step]))
         coin, own = chance.random(), self.rising.value
@@ -163,6 +167,10 @@ class Climbing:
 
     turn: OneTurn
     ladder: Ladder
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        return self.turn.writers
 
     def check(self, cast: Cast) -> None:
         """A rung above the run's own limit would be climbed in vain."""
