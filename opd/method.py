@@ -44,7 +44,8 @@ class Ask:
     what the teacher expects to be earned. `into.guessed` [N, K] marks the named tokens of which it said nothing.
 
     Rows that the view shows nothing of lose `keep`; where the ask is `optional` they keep it, the boolean column
-    `into.shown` is false there, numbers are nan and distributions mean nothing.
+    `into.shown` is false there, numbers are nan and distributions mean nothing. What a view shows that does not fit the
+    reader's context is not shown by an optional ask (`into.unfit` is true), and an error by another.
     """
 
     into: str

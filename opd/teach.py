@@ -5,6 +5,7 @@ Axes: N rows of the batch, n rows of one rollout.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opd.dist import Dist, TopDist
-from opd.errors import AlignmentError, MethodError, TeacherError
+from opd.errors import AlignmentError, DataError, MethodError, TeacherError
 from opd.labels import labels
 from opd.method import Ask, Method, View, plain
 from opd.protocols import Answer, Cast, Want
@@ -115,17 +116,21 @@ def _better(missing: Set[str], can: Set[str]) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """What one read shows of each rollout, in the order of the table; None where it shows nothing."""
+    """What one read shows of each rollout, in the order of the table; None where it shows nothing.
+
+    unfit: where that is because the reader has no room for it.
+    """
 
     read: Read
     contexts: list[Rollout | None]
+    unfit: list[bool]
 
 
 def teach(asks: Sequence[Ask], groups: Sequence[Group], rows: Rows, cast: Cast) -> Rows:
     """The table with every ask answered; rows that a view left without evidence lose `keep`."""
     members = [(rollout, group) for group in groups for rollout in group.rollouts if rollout.n]
     for together in passes(asks):
-        shown = [Shown(read, [_context(read, rollout, group) for rollout, group in members]) for read in together]
+        shown = [_shown(read, members, cast[read.who]) for read in together]
         contexts = [_asked(one, members[0][0], rows) for one in shown]
         who, want = together[0].who, together[0].want
         whole = cast[who].read([context for some in contexts for context in some], _passed(want))
@@ -154,7 +159,27 @@ def _placed(rows: Rows, shown: Shown, contexts: Sequence[Rollout], answer: Answe
     drawn = labels(answer.dist, contexts) if want.label and answer.dist is not None else None
     if drawn is not None and not (want.dist or want.topk or want.layers):
         answer = replace(answer, dist=None)  # it was only there to be drawn from
-    return _place(rows, shown.read, answer, drawn, [context is not None for context in shown.contexts], sizes)
+    return _place(rows, shown, answer, drawn, sizes)
+
+
+def _shown(read: Read, members: Sequence[tuple[Rollout, Group]], reader: Any) -> Shown:
+    """What a reader is shown, as far as it is known to have room: what is longer than it takes is not shown at all."""
+    contexts = [_context(read, rollout, group) for rollout, group in members]
+    room: int = getattr(reader, "context", sys.maxsize)
+    unfit = [
+        context is not None and context is not rollout and len(context.tokens) > room
+        for context, (rollout, _) in zip(contexts, members, strict=True)
+    ]
+    if any(unfit) and not read.optional:
+        worst = max(len(context.tokens) for context in contexts if context is not None)
+        raise DataError(
+            f"what {read.who} is shown of problem {members[unfit.index(True)][0].problem.id} and the answer do not fit "
+            f"the context of {reader.name}",
+            got=f"up to {worst} tokens",
+            expected=f"at most {room}",
+            remedy="Lower --max-new, or shorten what is shown",
+        )
+    return Shown(read, [None if out else one for one, out in zip(contexts, unfit, strict=True)], unfit)
 
 
 def _context(read: Read, rollout: Rollout, group: Group) -> Rollout | None:
@@ -196,11 +221,10 @@ def _with_ids(contexts: list[Rollout], shown: Sequence[Rollout | None], name: st
     ]
 
 
-def _place(
-    rows: Rows, read: Read, answer: Answer, drawn: Tensor | None, present: Sequence[bool], sizes: Sequence[int]
-) -> Rows:
-    device = rows["keep"].device
-    has = torch.from_numpy(np.repeat(np.asarray(present), sizes)).to(device)
+def _place(rows: Rows, shown: Shown, answer: Answer, drawn: Tensor | None, sizes: Sequence[int]) -> Rows:
+    device, read = rows["keep"].device, shown.read
+    present = [context is not None for context in shown.contexts]
+    has, unfit = (torch.from_numpy(np.repeat(np.asarray(one), sizes)).to(device) for one in (present, shown.unfit))
     # rows without evidence point at any answer: they lose `keep`
     where = None if all(present) else (has.long().cumsum(0) - 1).clamp(min=0)
     columns: dict[str, Tensor | Dist] = {}
@@ -229,7 +253,7 @@ def _place(
         if read.want.topk and dist is not None:
             columns[f"{into}.ids"] = dist.top(read.want.topk)
         if read.optional:
-            columns[f"{into}.shown"] = has
+            columns[f"{into}.shown"], columns[f"{into}.unfit"] = has, unfit
     return rows.plus(**columns) if where is None or read.optional else rows.plus(**columns, keep=rows["keep"] & has)
 
 

@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 
+import models
 import pytest
 import torch
 
 from opd import maths, shaping
 from opd.contract import distance, gradients, toy_cast, toy_groups
 from opd.dist import TableDist
+from opd.engines.hf import HFModel
 from opd.errors import DataError, OpdError
 from opd.lab.toy import ToyModel, problems
 from opd.parts.contrasted import TowardsContrast
@@ -35,6 +37,7 @@ from opd.recipes import load
 from opd.rollout import Visit
 from opd.rows import Rows
 from opd.step import gradient, prepare
+from opd.teachers.copies import Itself
 
 
 def tensor(*values):
@@ -630,6 +633,7 @@ def test_sc_grpo_written_numbers_where_none_is_right():
         "advantage": torch.zeros(len(sequence)).double(),
         "keep": torch.ones(len(sequence), dtype=torch.bool),
         "teacher.shown": sequence > 0,
+        "teacher.unfit": sequence < 0,
         "hint.weight": tensor(torch.nan, torch.nan, 0.2, 0.4, 0.9, 0.7),
     }
     rows = Diversity(0.1)(Rows(columns))  # scores 0.3 and 0.7: standardised -+ 1 / sqrt 2
@@ -637,6 +641,43 @@ def test_sc_grpo_written_numbers_where_none_is_right():
     assert rows["advantage"].tolist() == pytest.approx([0, 0, -expected, -expected, -expected, expected])
     assert rows["keep"].tolist() == [False, False, True, True, True, True]
     assert rows["masked.reference"].tolist() == [True, True, False, False, False, False]
+
+
+def shorter(rollout, by):
+    columns = {name: column[:-by] for name, column in rollout.columns.items()}
+    return replace(rollout, tokens=rollout.tokens[:-by], author=rollout.author[:-by], columns=columns)
+
+
+@pytest.mark.parametrize("rewards", [(0, 0, 0, 0, 0), (1, 1, 1, 0, 0)])
+def test_sc_grpo_leaves_out_an_answer_whose_hint_does_not_fit(rewards):
+    """It is no reference, although it was shown nothing."""
+    method = load("sc_grpo")(n=5)
+    cast, group = one_group([float(r) for r in rewards], method)
+    first, long, *others = group.rollouts
+    group = replace(group, rollouts=(shorter(first, 1), long, *(shorter(one, 1) for one in others)))
+    shown = [len(context.tokens) for one in group.rollouts for context in method.teach[0].view(one, group)]
+    rows, _ = prepare([group], method, cast, 0)
+    cast["teacher"].context = max(shown) - 1
+    less, _ = prepare([group], method, cast, 0)
+    unfit = less["teacher.unfit"]
+    assert unfit.any() and not rows["teacher.unfit"].any() and (rows["teacher.shown"] & ~unfit).any()
+    assert torch.equal(less["masked.hint"], unfit) and torch.equal(less["keep"], rows["keep"] & ~unfit)
+    assert torch.equal(less["masked.reference"], rows["masked.reference"])
+    assert less["advantage"][less["keep"]].isfinite().all() and less["advantage"][less["keep"]].any()
+
+
+@pytest.mark.parametrize("name", ["rlcsd", "rlsd_ectr", "opsd_ectr"])
+def test_a_hint_that_leaves_the_copy_no_room_is_none(name):
+    """A real model of short context: right answers are short, and wrong ones so long that they hardly fit as hints."""
+    short = HFModel(models.build(context=640), models.tokenizer(chat=True), "short", max_new=150)
+    method = load(name)(n=6, wrong=1, **({"k": 5} if name == "opsd_ectr" else {}))
+    cast = {"student": short, "teacher": Itself(short)}
+    (group,) = method.sample(cast, [Visit(problems(1)[0], 0, 1)], 0)
+    group = replace(group, rollouts=tuple(r.tagged(reward=float(i < 3)) for i, r in enumerate(group.rollouts)))
+    rows, _ = prepare([group], method, cast, 0)
+    wrong = torch.tensor([group.rollouts[s].tags["reward"] == 0 for s in rows["sequence"].tolist()])
+    assert torch.equal(rows["wrong.0.unfit"], wrong) and not rows["teacher.unfit"].any()
+    assert torch.equal(rows["masked.hint"], wrong) and torch.equal(rows["keep"], ~wrong)
 
 
 def test_sc_grpo_learns_from_failures_alone_and_alpha_0_does_not():

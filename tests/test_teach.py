@@ -241,6 +241,26 @@ def test_an_optional_ask_keeps_its_rows_and_says_where_nothing_was_shown():
     assert torch.equal(strict["keep"], strict["sequence"] > 0)
 
 
+def test_what_leaves_the_reader_no_room_is_not_shown_or_names_the_problem():
+    cast, group = answered(1.0, 1.0, 0.0)
+    first, second, third = group.rollouts
+    group = replace(group, rollouts=(first, replace(second, text="a long answer"), third))
+    rows = Rows.of([group], dtype=torch.float64)
+    ask = Ask("told", "teacher", Want(chosen=True, dist=True), Sibling("{prompt}{context}", "right"), optional=True)
+    sizes = [len(context.tokens) for one in group.rollouts for context in ask.view(one, group)]
+    before = teach((ask,), [group], rows, cast)
+    cast["teacher"].context = max(sizes) - 1
+    filled = teach((ask,), [group], rows, cast)
+    out = torch.tensor([sizes[s] == max(sizes) for s in rows["sequence"].tolist()])
+    assert torch.equal(filled["told.unfit"], out) and not before["told.unfit"].any() and not out.all()
+    assert torch.equal(filled["told.shown"], ~out) and filled["keep"].all()
+    assert torch.equal(filled["told.chosen"][~out], before["told.chosen"][~out])
+    with pytest.raises(DataError, match=f"shown of problem {group.problem.id} .* do not fit the context of teacher"):
+        teach((replace(ask, optional=False),), [group], rows, cast)
+    as_written = teach((Ask("plain", "teacher", Want(chosen=True), optional=True),), [group], rows, cast)
+    assert as_written["plain.shown"].all()  # whether the answer itself fits is for the reader to say
+
+
 def test_an_optional_ask_that_shows_nothing_at_all_stops_nobody():
     cast, group = answered(0.0, 0.0)
     rows = Rows.of([group], dtype=torch.float64)

@@ -23,6 +23,16 @@ from opd.rows import Rows
 
 
 @dataclass(frozen=True)
+class Fitting:
+    """Rollouts whose hint the reader has no room for are left out, and counted as masked.hint."""
+
+    teacher: str = "teacher"
+
+    def __call__(self, rows: Rows) -> Rows:
+        return masked(rows, "hint", rows[f"{self.teacher}.unfit"])
+
+
+@dataclass(frozen=True)
 class Dependence:
     """`hint.kl` = KL(reader who saw a hint || student): how much a decision depends on knowing it (2606.18810)."""
 
@@ -67,7 +77,7 @@ class Diversity:
     """Where no answer of a group is right, each earns by how far it departs from one of them, its reference.
 
     advantage = alpha * (s - mean s) / std s over the others of the group, s the mean of hint.weight over the rows that
-    both have. The reference, the rollout that was shown nothing, is not learned from (2606.18810, n_c = 0).
+    both have. The reference, the rollout for which there is nothing to show, is not learned from (2606.18810, n_c = 0).
     """
 
     alpha: float
@@ -77,14 +87,14 @@ class Diversity:
     def __call__(self, rows: Rows) -> Rows:
         rollouts = Rollouts.of(rows)
         right = (rollouts.values(rows, "reward") >= self.threshold).to(rows["reward"])
-        lost, shown = rollouts.mean(right) == 0, rollouts.values(rows, f"{self.teacher}.shown")
-        rows = masked(rows, "reference", (lost & ~shown)[rollouts.owner])
+        shown, unfit = (rollouts.values(rows, f"{self.teacher}.{column}") for column in ("shown", "unfit"))
+        lost = rollouts.mean(right) == 0
+        reference = lost & ~shown & ~unfit
+        rows = masked(rows, "reference", reference[rollouts.owner])
         scored = (lost & shown)[rollouts.owner]
         if not bool(scored.any()):
             return rows
-        narrow = Rows({**rows.narrow()}, rows.step).plus(
-            reward=self._scores(rows, rollouts, lost & ~shown)[rollouts.owner]
-        )
+        narrow = Rows({**rows.narrow()}, rows.step).plus(reward=self._scores(rows, rollouts, reference)[rollouts.owner])
         advantage = rows["advantage"].clone()
         advantage[scored] = self.alpha * GroupAdvantage()(narrow.index(scored))["advantage"]
         return rows.plus(advantage=advantage)

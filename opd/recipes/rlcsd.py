@@ -12,7 +12,7 @@ the reference (hint=reference). Both paths are weighted by min(pi_old / mu, 2), 
 T is as old as 10 steps (--teacher self:every=10).
 
 Dropped and counted: groups of equal rewards (masked.trivial), answers that lack a hint of either kind (masked.hint),
-such as the only right one of a group.
+such as the only right one of a group, or one that leaves no room for hints in the context of the copy.
 
 Differs: the released code demands a boxed final answer of wrong hints alone, and labels a right one with its box, else
 with the problem's answer (marked=true does both, and knows other marks); our tasks need not have boxes, and the last

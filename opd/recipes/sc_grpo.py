@@ -15,7 +15,8 @@ Controls that the paper lacks: weights=mean gives every token the same weight, w
 tokens; without these an effect of the learning rate alone is not excluded.
 
 Differs: the percentile is the batch's, so that nothing depends on how a batch is cut into passes; the paper's is that
-of a micro-batch (micro=8, rollouts). That failed answer is dropped from the loss and counted (masked.reference).
+of a micro-batch (micro=8, rollouts). That failed answer is dropped from the loss and counted (masked.reference), and
+so is one whose hint is too long for the copy (masked.hint).
 Uncertain: no code was found, nor clip, number of steps or prompts: clip is GRPO's, the prompts are ours. INFERRED: D is
 read once per batch and held still; c is over the tokens whose copy was shown something. Watch hint.faint: a model that
 cannot read its own solutions has D = 0 everywhere and stops learning in silence.
@@ -29,7 +30,7 @@ from opd.parts.credit import Shuffled
 from opd.parts.groups import GroupAdvantage
 from opd.parts.hints import ByRightAnswers, SiblingInSystem
 from opd.parts.losses import PolicyGradient
-from opd.parts.magnitude import Dependence, Diversity, Evened, Saturating, Weighted
+from opd.parts.magnitude import Dependence, Diversity, Evened, Fitting, Saturating, Weighted
 from opd.parts.means import named
 from opd.parts.observe import Clipped, Noted
 from opd.parts.sample import OneTurn
@@ -76,7 +77,7 @@ def sc_grpo(
             Ask("teacher", "teacher", Want(dist=True), view, optional=True),
             Ask("own", "student", Want(dist=True)),
         ),
-        credit=chain(GroupAdvantage(), *weigh, Weighted("hint.weight")),
+        credit=chain(GroupAdvantage(), Fitting(), *weigh, Weighted("hint.weight")),
         terms={"reward": Term(PolicyGradient(clip, "untruncated"), named(mean))},
         lookup=(Clipped(clip, clip), Noted(("hint.kl", "hint.weight", "hint.faint"))),
         casting={"teacher": "self:live"},

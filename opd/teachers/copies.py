@@ -33,6 +33,10 @@ class Itself:
     def __init__(self, student: HFModel, name: str = "teacher") -> None:
         self.student, self.name = student, name
 
+    @property
+    def context(self) -> int:
+        return self.student.context
+
     @contextmanager
     def posing(self) -> Iterator[None]:
         """While it lasts, the student's module is this teacher."""

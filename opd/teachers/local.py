@@ -23,6 +23,10 @@ class LocalTeacher:
         for p in engine.model.parameters():
             p.requires_grad_(False)
 
+    @property
+    def context(self) -> int:
+        return self.engine.context
+
     def read(self, contexts: Sequence[Rollout], want: Want) -> Answer:
         return self.engine.read(contexts, want)
 

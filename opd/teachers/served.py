@@ -73,6 +73,10 @@ class Served(Remote, Speaker):
         return torch.float64 if self.info["dtype"] == "float64" else torch.float32
 
     @property
+    def context(self) -> int:
+        return int(self.info["context"])
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """Who answers; `identity` must not change while a run lasts."""
         told = {name: self.info[name] for name in TOLD}

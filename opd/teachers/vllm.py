@@ -56,6 +56,11 @@ class VLLMTeacher(Remote):
         self.known: Array | None = None  # [n] log-probs of the short text, from then on
         self.gaps: dict[str, float] = {}
 
+    @property
+    def context(self) -> int:
+        """The longest text that it reads: it must write one token more."""
+        return self.server.context - 1
+
     @classmethod
     def of(cls, spec: str, student: Any, timeout: float, patience: float) -> VLLMTeacher:
         """The teacher that `vllm:URL,URL#MODEL` names."""
