@@ -10,6 +10,7 @@ from opd.dist import HeadDist
 from opd.errors import TeacherError
 from opd.parts.pairs import Preferred
 from opd.recipes import load
+from opd.rollout import OTHER, TEACHER
 from opd.rows import Rows, flatten
 from opd.settings import Settings
 from opd.step import prepare
@@ -164,8 +165,10 @@ def test_who_plays_whom():
     assert specs(settings, settings.build_method())["reference"] == "self:every=10"
     assert "reference" not in specs(Settings.of(method="pbsd"), load("pbsd")())
     assert load("pbsd")(pair_label="reward").needs_reward and not load("pbsd")().needs_reward
-    frozen, cast, _, _ = batch(negative_source="frozen")
+    frozen, cast, groups, _ = batch(negative_source="frozen")
     assert frozen.roles == ["reference", "student", "teacher"] and cast["reference"].calls["write"] == 1
+    authors = {(one.tags["side"], int(one.author[-1])) for group in groups for one in group.rollouts}
+    assert authors == {(1.0, TEACHER), (-1.0, OTHER)}
 
 
 def test_a_teacher_that_cannot_write_is_refused():

@@ -11,9 +11,10 @@ from torch import Tensor
 from opd import estimators
 from opd.errors import one_of, require
 from opd.parts.credit import masked
+from opd.parts.sample import AUTHORS
 from opd.parts.views import Privileged
 from opd.protocols import Cast, write_for
-from opd.rollout import STUDENT, TEACHER, Array, Group, Piece, Rollout, Sampling, Visit, continued
+from opd.rollout import OTHER, Array, Group, Piece, Rollout, Sampling, Visit, continued
 from opd.rows import Rows
 
 LABELS = ("teacher_wins", "reward")
@@ -61,7 +62,7 @@ class Pairs:
         plain: Sequence[Array],
     ) -> list[list[Rollout]]:
         """The answers of one side: written after `prompts`, put after the plain ones."""
-        author, decode = STUDENT if who == "student" else TEACHER, cast["student"].decode
+        author, decode = AUTHORS.get(who, OTHER), cast["student"].decode
         seeds = [[visit.seed(2 * pair + (side < 0)) for pair in range(self.n)] for visit in visits]
         pieces = write_for(cast[who], [visit.problem for visit in visits], prompts, self.sampling, seeds)
 
