@@ -12,8 +12,8 @@ at alpha 1, reverse KL as alpha tends to 0 (times 1/alpha). Hence `form`: sample
 divergence over the teacher's K best tokens, full over all of them. Both are ours, and need no luck in sampling.
 
 `reward` replaces the power by what the paper compares it with: the log-ratio, the log-ratio cut to [-bound, bound],
-tanh(log-ratio / tau), or the log-ratio less its mean over the batch and divided by its deviation (zscore). The released
-launcher of the plain log-ratio runs zscore; reward=log does not.
+tanh(log-ratio / tau), or the log-ratio less its mean over the batch and divided by its deviation (zscore; by that with
+N-1, the released code by that with N). The released launcher of the plain log-ratio runs zscore; reward=log does not.
 
 Differs: alpha is the released script's (its configuration class has 0.1, the paper tries 0.1 to 500; above 50 almost
 every reward is 0). The released scripts learn nothing from an answer's stop token: --stop-token mask does that, map
