@@ -105,14 +105,14 @@ def concentration(advantage: Array) -> Numbers:
 
 
 def trivial_groups(table: Mapping[str, Array]) -> Numbers:
-    """groups.trivial: share of the groups of several answers whose rewards are all the same."""
+    """groups.trivial: share of the groups of several graded answers whose rewards are all the same."""
     if "reward" not in table:
         return {}
     first = np.unique(table["sequence"], return_index=True)[1]
+    first = first[~np.isnan(table["reward"][first])]
     group, reward = table["group"][first], table["reward"][first]
     several = [reward[group == one] for one in np.unique(group) if (group == one).sum() > 1]
-    graded = [rewards for rewards in several if not np.isnan(rewards).any()]
-    return {"groups.trivial": float(np.mean([np.ptp(rewards) == 0 for rewards in graded]))} if graded else {}
+    return {"groups.trivial": float(np.mean([np.ptp(rewards) == 0 for rewards in several]))} if several else {}
 
 
 def by_position(ratio: Array, row: Array) -> Numbers:

@@ -35,6 +35,12 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "refused": Metric("updates", "updates that were not taken because loss or gradient is not finite", "0."),
         "kept": Metric("share", "rows that are learned from", "1, unless the method leaves some out."),
         "masked.*": Metric("tokens", "rows of the batch that a mask of the run or the method left out, by the reason"),
+        "masked.ungraded": Metric(
+            "tokens",
+            "rows of answers that could not be graded, which a reward says nothing about; a teacher's signal that it is"
+            " added to is still learned there; absent where all were graded",
+            "few; else look at what the grader refuses.",
+        ),
         "empty": Metric("updates", "updates without a row to learn from", "0; else masks or views leave nothing."),
         "tail.cut": Metric("share", "tokens outside the support whose weight p(y)/mu(y) was cut to the cap", "near 0."),
         "bridge.cosine.*": Metric(
@@ -175,7 +181,7 @@ GROUPS: dict[str, dict[str, Metric]] = {
         "reward": Metric("", "mean grade of the answers that could be graded", "rising; flat at 0 tells nothing."),
         "groups.trivial": Metric(
             "share",
-            "groups of several answers to one problem whose rewards are all the same",
+            "groups of several graded answers to one problem whose rewards are all the same",
             "well below 1; a method that compares siblings learns nothing from these.",
         ),
         "loops": Metric(

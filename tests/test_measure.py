@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from opd.measure import KINDS, Kinds, Measures, concentration, kind, loops, rank, ranks, spearman
+from opd.measure import KINDS, Kinds, Measures, concentration, kind, loops, rank, ranks, spearman, trivial_groups
 from opd.rows import Rows
 
 
@@ -184,6 +184,17 @@ def test_the_teachers_order_of_the_answers_against_the_reward():
 
 
 # ---- two engines
+
+
+def test_trivial_are_the_groups_of_several_graded_answers_with_one_reward():
+    def share(*groups):
+        rewards = np.array([reward for group in groups for reward in group])
+        group = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        return trivial_groups({"sequence": np.arange(len(rewards)), "group": group, "reward": rewards})
+
+    assert share((1, 1), (1, 0), (0, 0), (1,)) == {"groups.trivial": pytest.approx(2 / 3)}
+    assert share((1, 1, math.nan), (1, 0, math.nan), (1, math.nan)) == {"groups.trivial": 0.5}
+    assert share((1, math.nan), (math.nan, math.nan)) == {}
 
 
 def test_the_gap_between_writing_and_learning_before_the_first_step():

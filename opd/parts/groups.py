@@ -9,6 +9,7 @@ Axes: N rows, B rollouts, G groups (all rollouts of one visit of a problem).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +82,21 @@ class Rollouts:
         return values.new_zeros(int(self.group.max()) + 1).index_add(0, self.group, values)[self.group]
 
 
+def without_ungraded(rows: Rows) -> Rows:
+    """The table without the rows of answers that could not be graded (masked.ungraded); itself where all were."""
+    hit = rows["reward"].isnan()
+    return masked(rows, "ungraded", hit) if bool(hit.any()) else rows
+
+
+def among_graded(rows: Rows, say: Callable[[Rows], Tensor]) -> Tensor:
+    """[N] what `say` finds in the rows of graded answers, where these are the whole table; 0 in all other rows."""
+    known = ~rows["reward"].isnan()
+    if not bool(known.any()):
+        return torch.zeros_like(rows["reward"])
+    said = say(Rows({name: rows[name][known] for name in ("reward", "group", "sequence", "keep")}))
+    return said.new_zeros(len(rows)).masked_scatter(known, said)
+
+
 @dataclass(frozen=True)
 class GroupAdvantage:
     """advantage = (r - mean of the group) / spread, on every row of a rollout (GRPO, arXiv 2402.03300, 4.1.2).
@@ -88,21 +104,29 @@ class GroupAdvantage:
     spread: the group's standard deviation, that of the whole batch after centring without the trivial groups, or none
     (Dr. GRPO, arXiv 2503.20783). A trivial group, all of one reward, has advantage 0 whatever the spread. `ddof` 1 is
     the sample deviation that TRL and verl take.
+
+    Rows of ungraded answers are masked. `alone` false: the reward is added to another signal, from which they are still
+    learned; their advantage is 0, and the boolean column `graded` marks the kept rows of all others.
     """
 
     spread: str = "group"
     ddof: int = 1
+    alone: bool = True
     needs_reward = True
 
     def __post_init__(self) -> None:
         one_of("what rewards are divided by", self.spread, SPREADS)
 
     def __call__(self, rows: Rows) -> Rows:
+        found = without_ungraded(rows).plus(advantage=among_graded(rows, self._advantage))
+        return found if self.alone else found.plus(graded=found["keep"], keep=rows["keep"])
+
+    def _advantage(self, rows: Rows) -> Tensor:
         rollouts = Rollouts.of(rows)
         reward = rollouts.values(rows, "reward")
         trivial, centred = rollouts.trivial(reward), reward - rollouts.mean(reward)
         advantage = torch.where(trivial, 0.0, centred / self._size(rollouts, reward, centred, trivial))
-        return rows.plus(advantage=advantage[rollouts.owner])
+        return advantage[rollouts.owner]
 
     def _size(self, rollouts: Rollouts, reward: Tensor, centred: Tensor, trivial: Tensor) -> Tensor:
         if self.spread == "group":
@@ -124,12 +148,15 @@ class LessBatch:
         require_micro(self.micro)
 
     def __call__(self, rows: Rows) -> Rows:
+        return without_ungraded(rows).plus(advantage=among_graded(rows, self._advantage))
+
+    def _advantage(self, rows: Rows) -> Tensor:
         rollouts = Rollouts.of(rows)
         reward, scope = rollouts.values(rows, "reward"), micro_batches(rows, self.micro)[rollouts.first]
         centred = reward.clone()
         for one in torch.unique(scope):
             centred[scope == one] -= reward[scope == one].mean()
-        return rows.plus(advantage=centred[rollouts.owner])
+        return centred[rollouts.owner]
 
 
 @dataclass(frozen=True)
@@ -139,9 +166,12 @@ class LeaveOneOut:
     needs_reward = True
 
     def __call__(self, rows: Rows) -> Rows:
+        return without_ungraded(rows).plus(advantage=among_graded(rows, self._advantage))
+
+    def _advantage(self, rows: Rows) -> Tensor:
         rollouts = Rollouts.of(rows)
         reward, size = rollouts.values(rows, "reward"), rollouts.size
-        return rows.plus(advantage=((reward - rollouts.mean(reward)) * size / (size - 1).clamp(min=1))[rollouts.owner])
+        return ((reward - rollouts.mean(reward)) * size / (size - 1).clamp(min=1))[rollouts.owner]
 
 
 @dataclass(frozen=True)
@@ -151,8 +181,11 @@ class SkipTrivial:
     needs_reward = True
 
     def __call__(self, rows: Rows) -> Rows:
+        return masked(without_ungraded(rows), "trivial", among_graded(rows, self._trivial).bool())
+
+    def _trivial(self, rows: Rows) -> Tensor:
         rollouts = Rollouts.of(rows)
-        return masked(rows, "trivial", rollouts.trivial(rollouts.values(rows, "reward"))[rollouts.owner])
+        return rollouts.trivial(rollouts.values(rows, "reward"))[rollouts.owner]
 
 
 @dataclass(frozen=True)

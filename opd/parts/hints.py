@@ -5,6 +5,7 @@ Prompt templates lie beside the recipes; {prompt} and {context} are filled in.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from opd.errors import DataError, one_of, require
@@ -36,7 +37,10 @@ class Reference(Privileged):
 
 @dataclass(frozen=True)
 class ByRightAnswers:
-    """Another view by how many answers of the group are right: none, one, several or every one; None shows nothing."""
+    """Another view by how many answers of the group are right: none, one, several or every one; None shows nothing.
+
+    An answer that nobody could grade is not counted.
+    """
 
     none: View | None = None
     one: View | None = None
@@ -46,7 +50,8 @@ class ByRightAnswers:
     needs_reward = True
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
-        right = [one.tags["reward"] >= self.threshold for one in group.rollouts if one.n]
+        rewards = [one.tags["reward"] for one in group.rollouts if one.n]
+        right = [reward >= self.threshold for reward in rewards if not math.isnan(reward)]
         some = self.one if sum(right) == 1 else self.several
         view = self.none if not any(right) else self.every if all(right) else some
         return view(rollout, group) if view else []

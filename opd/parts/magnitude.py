@@ -86,9 +86,9 @@ class Diversity:
 
     def __call__(self, rows: Rows) -> Rows:
         rollouts = Rollouts.of(rows)
-        right = (rollouts.values(rows, "reward") >= self.threshold).to(rows["reward"])
+        reward = rollouts.values(rows, "reward")
         shown, unfit = (rollouts.values(rows, f"{self.teacher}.{column}") for column in ("shown", "unfit"))
-        lost = rollouts.mean(right) == 0
+        lost = (rollouts.mean((reward >= self.threshold).to(reward)) == 0) & ~reward.isnan()
         reference = lost & ~shown & ~unfit
         rows = masked(rows, "reference", reference[rollouts.owner])
         scored = (lost & shown)[rollouts.owner]

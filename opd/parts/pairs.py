@@ -11,6 +11,7 @@ from torch import Tensor
 from opd import estimators
 from opd.errors import one_of, require
 from opd.parts.credit import masked
+from opd.parts.groups import without_ungraded
 from opd.parts.sample import AUTHORS
 from opd.parts.views import Privileged
 from opd.protocols import Cast, write_for
@@ -83,7 +84,8 @@ class Preferred:
     m = beta * [h(first) - h(second)] with h = log pi(y|x) - log q(y|x, c) summed over an answer's kept rows, both at
     the batch's start; exact for one update per batch (2605.05040, Eq. 10). label: `teacher_wins` (win 1) or `reward`,
     win = sigma(r(first) - r(second)), the expectation of Bradley and Terry's label. `pair.loss` and `pair.margin` hold
-    one number per pair, and nan in its other rows; a pair that lacks an answer is left out (masked.unpaired).
+    one number per pair, and nan in its other rows; a pair that lacks an answer is left out (masked.unpaired), and where
+    the label needs them one that lacks a grade too.
     """
 
     beta: float
@@ -107,8 +109,10 @@ class Preferred:
         win = torch.ones_like(margin)
         if self.needs_reward:
             win = _sums(torch.where(first, side * rows["reward"], 0.0), pair).sigmoid()
+            rows = without_ungraded(rows)
         noted = torch.where(first & (side > 0), 1.0, torch.nan).to(ratio)
-        rows = masked(rows, "unpaired", _sums(first.to(ratio), pair)[pair] != 2)
+        lacking = (_sums(first.to(ratio), pair) != 2) | win.isnan()
+        rows = masked(rows, "unpaired", lacking[pair])
         return rows.plus(
             advantage=self.beta * side * (win - margin.sigmoid())[pair],
             **{"pair.loss": noted * estimators.preference(margin, win)[pair], "pair.margin": noted * margin[pair]},

@@ -121,8 +121,9 @@ class Sibling:
     """The reader also sees another answer to the same problem, one that was right (or wrong), never the one it reads.
 
     The siblings are in a random order of the rollout's own (its seed); `number` says which of them is shown, and there
-    may be none, so the ask is usually optional. Right is a reward of at least `threshold`. `shared`: the order is that
-    of the group, which is shown the same one, and this one nothing. `shows` says as what (None: not this one).
+    may be none, so the ask is usually optional. Right is a reward of at least `threshold`, and an answer that
+    nobody could grade is neither right nor wrong. `shared`: the order is that of the group, which is shown the same
+    one, and this one nothing. `shows` says as what (None: not this one).
     """
 
     template: str
@@ -152,8 +153,8 @@ class Sibling:
         return told(problem.messages, self.template, text)
 
     def _fits(self, sibling: Rollout) -> bool:
-        right = sibling.tags["reward"] >= self.threshold
-        return self.outcome == "any" or right == (self.outcome == "right")
+        reward = sibling.tags["reward"]  # nan where nobody could grade it: neither right nor wrong
+        return {"any": True, "right": reward >= self.threshold, "wrong": reward < self.threshold}[self.outcome]
 
 
 @dataclass(frozen=True)

@@ -82,12 +82,12 @@ def rethinking(
     require(words == "only_stu" or not only_named, "only_named", got=f"words={words}", expected="words=only_stu")
     old = OWN if only_named or (released and updates > 1) else ""
     loss = SupportGradient(k, words, old, weight=weight, clip=clip, dual=dual) if released else SupportKL(k, words, old)
-    outcome = {"reward": Term(PolicyGradient(clip, "untruncated"), named(mean), reward)} if reward else {}
+    outcome = {"reward": Term(PolicyGradient(clip, "untruncated"), named(mean), reward, "graded")} if reward else {}
     asks = (Ask("teacher", "teacher", Want(dist=True)), *([Ask(old, "student", Want(dist=True))] if old else []))
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
         teach=about_own_best(k) if only_named else asks,
-        credit=GroupAdvantage() if reward else unchanged,
+        credit=GroupAdvantage(alone=False) if reward else unchanged,
         terms={"match": Term(loss, named(mean))} | outcome,
         updates=Updates(parts=updates),
         observe=(loss.empty,) if "intersection" in words else (),

@@ -47,7 +47,11 @@ def sampled_token(
     mean: token_mean, sequence_mean or sequence_sum
     """
     require(n >= 2 or not reward, "answers per prompt n, whose rewards are compared", got=n, expected="at least 2")
-    earned = (Saved("distilled"), GroupAdvantage("none"), Mixed((("distilled", 1.0), ("advantage", reward))))
+    earned = (
+        Saved("distilled"),
+        GroupAdvantage("none", alone=False),
+        Mixed((("distilled", 1.0), ("advantage", reward))),
+    )
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
         teach=(Ask("teacher", "teacher", Want(chosen=True)),),
