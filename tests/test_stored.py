@@ -102,6 +102,15 @@ def test_any_method_that_needs_no_more_learns_the_same(folder, method, parameter
     assert distance(found, exact) < 1e-6 * max(float(g.abs().max()) for g in exact.values())
 
 
+def test_stable_opd_without_its_terms_is_clipped_distillation_on_stored_texts_too(folder):
+    """Their author is not the student; neither did they come with the problem."""
+    given = {"sampled_token": {"clip": 0.2, "n": 1}, "stable_opd": {"gold": 0.0, "near": 0.0, "n": 1}}
+    ours, theirs = (build(settings(folder, name, parameters=p, texts="stored")) for name, p in given.items())
+    groups = ours.method.sample(ours.cast, [Visit(problem, 0, 0) for problem in ours.task.train], 0)
+    (loss, found), (expected, exact) = gradient_of(ours, groups), gradient_of(theirs, groups)
+    assert loss == expected and any(g.any() for g in found.values()) and distance(found, exact) == 0
+
+
 def test_what_is_kept_is_what_the_teacher_said(folder):
     teacher = StoredTeacher(folder)
     live = casting.build(settings(folder, teacher="embedded:teacher"), settings(folder).build_method())["teacher"]

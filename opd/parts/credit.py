@@ -180,13 +180,15 @@ class ValueGate:
 
 @dataclass(frozen=True)
 class Marked:
-    """The boolean column `into` marks the kept decisions of one author, so that a term can have them for itself."""
+    """Boolean columns of kept decisions, each a term's own rows: `into` those of one author, `others` of all others."""
 
     into: str
     author: int
+    others: str
 
     def __call__(self, rows: Rows) -> Rows:
-        return rows.plus(**{self.into: rows["keep"] & (rows["author"] == self.author)})
+        kept, own = rows["keep"], rows["author"] == self.author
+        return rows.plus(**{self.into: kept & own, self.others: kept & ~own})
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from opd.parts.observe import Clipped
 from opd.parts.sample import OneTurn, WithSolutions
 from opd.parts.views import only_written
 from opd.protocols import Want
-from opd.rollout import DATA, STUDENT, Sampling
+from opd.rollout import DATA, Sampling
 
 
 def stable_opd(
@@ -65,7 +65,7 @@ def stable_opd(
     return Method(
         sample=WithSolutions(solution, fresh=fresh) if gold else fresh,
         teach=tuple(asks),
-        credit=chain(LogRatio(), Marked("own", STUDENT), Marked("golden", DATA)),
+        credit=chain(LogRatio(), Marked("golden", DATA, others="own")),
         terms=terms,
         updates=Updates(parts=updates),
         lookup=(Clipped(clip, clip),) if clip else (),
