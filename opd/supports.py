@@ -14,7 +14,7 @@ from torch import Tensor
 from opd.estimators import ppo_clip
 from opd.maths import demand, log_softmax, product, reverse_kl, upcast
 
-Outside = Literal["renormalise", "tail", "drop"]
+Outside = Literal["renormalise", "tail", "drop", "target"]
 Words = Literal["only_stu", "only_tch", "intersection", "union", "union-intersection"]
 Weight = Literal["student_p", "teacher_p", "none"]
 
@@ -128,6 +128,7 @@ def close(support: Support, outside: Outside) -> tuple[Tensor, Tensor]:
     renormalise   log p(v) - log p(S)                [N, K]    words outside S are neither pushed nor pulled
     tail          log p(v), and log(1 - p(S)) last   [N, K+1]  the rest is one more word; a KL is at most the full one
     drop          log p(v)                           [N, K]    masses that do not sum to one; mind the gradient form
+    target        the teacher's renormalised alone   [N, K]    a forward KL is then a cross-entropy to the teacher on S
 
     Invalid entries come out as -inf on both sides and receive gradient 0. A rest below 4 sqrt(K) eps is rounding: where
     both sides are below it the bucket is empty (-inf, -inf); where one is, it counts as that size, gradient and all.
@@ -139,9 +140,9 @@ def close(support: Support, outside: Outside) -> tuple[Tensor, Tensor]:
         return lp, lq
     if outside == "renormalise":
         return _renormalise(lp, support.valid), _renormalise(lq, support.valid)
-    demand(
-        outside == "tail", f"close got outside={outside!r}, expected 'renormalise', 'tail' or 'drop': name one of them."
-    )
+    if outside == "target":
+        return lp, _renormalise(lq, support.valid)
+    demand(outside == "tail", f"close got outside={outside!r}, expected one of {get_args(Outside)}: name one of them.")
     return _with_tail(lp, lq)
 
 

@@ -125,6 +125,26 @@ def test_the_best_tokens_are_enough_when_they_are_all():
         assert distance(whole, all_of_them) < 1e-14
 
 
+def test_a_cross_entropy_to_the_teachers_best_tokens():
+    """-sum q^ log softmax(z): unlike the renormalised KL it lowers what is outside of them."""
+    z, q, k = draw(0), draw(1, 1, V).log_softmax(-1), 3
+    best = q.topk(k).indices[0]
+    target = torch.zeros_like(z).index_add(0, best, q[0, best].softmax(-1))
+    loss = load("sdft")(alpha=0.0, k=k, outside="target").terms["match"].loss
+    assert torch.allclose(slope(loss, z, table(q)), z.softmax(-1) - target, atol=1e-15)
+    both = load("sdft")(alpha=0.0, k=k).terms["match"].loss
+    assert float(slope(both, z, table(q))[target == 0].abs().max()) < 1e-15
+    whole = load("sdft")(alpha=0.0).terms["match"].loss
+    everything = load("sdft")(alpha=0.0, k=V, outside="target").terms["match"].loss
+    assert torch.allclose(slope(everything, z, table(q)), slope(whole, z, table(q)), atol=1e-15)
+
+
+@pytest.mark.parametrize("given", [{"k": 3}, {"alpha": 0.0}, {"alpha": 0.5, "k": 3}])
+def test_only_a_forward_kl_on_best_tokens_is_that_cross_entropy(given):
+    with pytest.raises(OpdError, match="outside=target"):
+        load("sdft")(outside="target", **given)
+
+
 def test_the_first_tokens_are_skipped_and_counted():
     _, rows = toy("sdft")
     assert torch.equal(rows["masked.first"], rows["row"] < 3)

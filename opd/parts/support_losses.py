@@ -25,7 +25,8 @@ SOURCES = ("teacher", "student")
 class OnSupport:
     """A divergence on the K best tokens of teacher, student or both; `outside` says what becomes of the rest.
 
-    outside: renormalise (both distributions on the support alone), tail (one more bucket), drop (forgotten).
+    outside: renormalise (both distributions on the support alone), tail (one more bucket), drop (forgotten),
+    target (the teacher alone renormalised, so that a forward KL is the cross-entropy to it).
     """
 
     divergence: Divergence
@@ -37,7 +38,7 @@ class OnSupport:
 
     def __post_init__(self) -> None:
         _check_support(self.k, self.source, (*SOURCES, "both"))
-        one_of("what becomes of the rest", self.outside, ("renormalise", "tail", "drop"))
+        one_of("what becomes of the rest", self.outside, get_args(supports.Outside))
         require(
             self.k > 1 or self.sampled or self.outside != "renormalise",
             "a support of one token, renormalised, is always matched",
