@@ -7,7 +7,7 @@ import torch
 from test_loop import training
 
 from opd import recipes
-from opd.contract import check
+from opd.contract import check, gradients, toy_cast, toy_groups
 from opd.errors import OpdError
 from opd.estimators import ppo_clip
 from opd.loop import one_step
@@ -16,6 +16,7 @@ from opd.parts.credit import LogRatio
 from opd.parts.groups import GroupAdvantage, LeaveOneOut, LessBatch, Mixed, Saved, SkipTrivial, Whitened
 from opd.parts.losses import PolicyGradient
 from opd.rows import Rows
+from opd.step import prepare
 
 
 def table(groups, lengths=2):
@@ -69,6 +70,42 @@ def test_skipping_trivial_groups_takes_them_from_the_mean_and_counts_them():
     rows = SkipTrivial()(table([(1, 0), (1, 1)]))
     assert rows["keep"].tolist() == [True] * 4 + [False] * 4
     assert torch.equal(rows["masked.trivial"], ~rows["keep"])
+
+
+def shortened(group):
+    """The group, of whose answers each is two tokens shorter than the one before."""
+    cut = lambda values, by: values[: len(values) - 2 * by]
+    rollouts = [
+        replace(one, tokens=cut(one.tokens, by), author=cut(one.author, by),
+                columns={name: cut(column, by) for name, column in one.columns.items()})
+        for by, one in enumerate(group.rollouts)
+    ]  # fmt: skip
+    return replace(group, rollouts=tuple(rollouts))
+
+
+def test_dr_grpo_divides_neither_by_a_deviation_nor_by_a_length():
+    """The mean over answers of sum_t -(R - mean R) log pi(y_t), by hand on answers of unequal length."""
+    method = recipes.load("grpo")(n=3, spread="none", mean="sequence_sum")
+    cast = toy_cast(method)
+    groups, student = [shortened(group) for group in toy_groups(method, cast)], cast["student"]
+    losses = []
+    for group in groups:
+        baseline = sum(answer.tags["reward"] for answer in group.rollouts) / 3
+        for answer in group.rollouts:
+            tokens, before = torch.from_numpy(answer.tokens).long(), torch.from_numpy(answer.positions) - 1
+            logp = (student.layers_of(tokens[None])[-1][0, before] @ student.head.T).log_softmax(-1)
+            chosen = logp.gather(-1, tokens[before + 1][:, None]).sum()
+            losses.append((baseline - answer.tags["reward"]) * chosen)
+    expected = torch.autograd.grad(torch.stack(losses).mean(), [student.head, student.first])
+
+    def found(mean):
+        method = recipes.load("grpo")(n=3, spread="none", mean=mean)
+        slopes = gradients(method, student, *prepare(groups, method, cast, 0))
+        return torch.cat([slopes[name].flatten() for name in ("head", "first")])
+
+    exact = torch.cat([slope.flatten() for slope in expected])
+    assert torch.allclose(found("sequence_sum"), exact, rtol=0, atol=1e-14)
+    assert torch.cosine_similarity(found("sequence_mean"), exact, 0) < 0.98
 
 
 def test_leave_one_out_is_the_reward_less_the_others_mean():

@@ -102,8 +102,8 @@ class GroupAdvantage:
     """advantage = (r - mean of the group) / spread, on every row of a rollout (GRPO, arXiv 2402.03300, 4.1.2).
 
     spread: the group's standard deviation, that of the whole batch after centring without the trivial groups, or none
-    (Dr. GRPO, arXiv 2503.20783). A trivial group, all of one reward, has advantage 0 whatever the spread. `ddof` 1 is
-    the sample deviation that TRL and verl take.
+    (as Dr. GRPO, arXiv 2503.20783, which also sums over an answer's tokens: means.sequence_sum). A trivial group, all
+    of one reward, has advantage 0 whatever the spread. `ddof` 1 is the sample deviation that TRL and verl take.
 
     Rows of ungraded answers are masked. `alone` false: the reward is added to another signal, from which they are still
     learned; their advantage is 0, and the boolean column `graded` marks the kept rows of all others.

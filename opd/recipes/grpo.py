@@ -1,12 +1,13 @@
 """Raise the answers that earned more than their siblings and lower the others; no teacher is asked.
 
-Paper: GRPO, "DeepSeekMath", Shao et al., arXiv 2402.03300; spread=none: Dr. GRPO, Liu et al., arXiv 2503.20783.
+Paper: GRPO, "DeepSeekMath", Shao et al., arXiv 2402.03300; Dr. GRPO, Liu et al., arXiv 2503.20783.
 
 When: answers can be graded and no teacher is at hand.
 
 Equation: L = - mean_i mean_t min(r_t A_i, clip(r_t, 1-eps, 1+eps) A_i) + beta k3(pi || ref),  A_i = (R_i - mean)/std
 
-r_t = pi(y_t) / pi_old(y_t), mean and std of the rewards R of one prompt's answers.
+r_t = pi(y_t) / pi_old(y_t), mean and std of the rewards R of one prompt's answers. Dr. GRPO, which divides neither by
+the deviation nor by an answer's length, is --spread none --mean sequence_sum, up to a constant factor.
 
 Differs: a group of equal rewards has advantage 0 instead of 0/0. The deviation is the sample one (n - 1), as TRL and
 verl take it; the paper does not say. beta is 0 by default, as in most runs since; the paper's is 0.04, against the
