@@ -15,7 +15,7 @@ from opd.lab.toy import problems
 from opd.loop import grade
 from opd.parts.losses import Anchored, Reweighted, Tempered
 from opd.parts.support_losses import compared
-from opd.parts.views import Begun, Sibling, begun, without_thoughts, written
+from opd.parts.views import Begun, Feedback, Sibling, begun, without_thoughts, written
 from opd.recipes import load
 from opd.rollout import Visit
 from opd.rows import Rows
@@ -353,6 +353,25 @@ def test_where_no_sibling_was_right_the_words_of_the_grader_are_shown():
     assert [("too short" in text, "correct answer" in text) for text in told] == [(True, False)] * 2 + [(False, True)]
     rows, _ = prepare(groups, load("sdpo")(k=3, n=2, feedback=False), cast, 0)
     assert set(rows["sequence"][rows["keep"]].tolist()) == {2}
+
+
+def test_words_about_an_answer_that_was_not_wrong_are_not_shown():
+    """They would stand under a sentence that says it was; of an ungraded one nobody knows."""
+    method = load("sdpo")(k=3, n=2)
+    cast = toy_cast(method)
+    grades = iter([0.49, 0.5, 1.0, math.nan, 1.0, 0.0])
+    said = [
+        replace(g, rollouts=tuple(replace(r.tagged(reward=next(grades)), feedback="7 tests") for r in g.rollouts))
+        for g in method.sample(cast, [Visit(problem, 0, 5) for problem in problems(3)], 0)
+    ]
+    told = []
+    said = [replace(g, render=lambda messages: told.append(messages[-1]["content"]) or np.array([2])) for g in said]
+    rows, _ = prepare(said, method, cast, 0)
+    assert not any("7 tests" in text for text in told)  # the two that were wrong are shown the one that was right
+    assert set(rows["sequence"][rows["masked.unshown"]].tolist()) == {1, 2, 4}
+    view = Feedback("{context}", threshold=0.5)
+    shown = [bool(view(rollout, group)) for group in said for rollout in group.rollouts]
+    assert shown == [True, False, False, False, False, True]
 
 
 class Wordy:

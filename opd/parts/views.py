@@ -159,13 +159,17 @@ class Sibling:
 
 @dataclass(frozen=True)
 class Feedback:
-    """The reader also sees what the task said in words of the very answer that it reads, where it said something."""
+    """The reader also sees what the task said in words of the very answer that it reads, where that was wrong.
+
+    Wrong is a reward below `threshold`; nothing is shown of an answer that nobody could grade, or said nothing of.
+    """
 
     template: str
+    threshold: float = 1.0
     needs_reward = True
 
     def __call__(self, rollout: Rollout, group: Group) -> list[Rollout]:
-        if not rollout.feedback:
+        if not (rollout.feedback and rollout.tags["reward"] < self.threshold):
             return []
         return [rollout.reworded(group.render(told(group.problem.messages, self.template, rollout.feedback)))]
 

@@ -8,7 +8,7 @@ Equation: L = mean_n min(pi(y_n)/mu(y_n), 2) [ a KL(q||m) + (1-a) KL(p||m) ],  m
 
 q = average of the student(.|x, shown, y_<n); a (`alpha`) 0 is KL(q||p), 1 is KL(p||q). Both are compared on the K best
 tokens of the student, everything else being one more bucket. Shown is another answer to the question that was right,
-without its thoughts, never the answer itself; where there is none, what the task's grader said of this answer in words,
+without its thoughts, never the answer itself; where there is none and this one was wrong, what the grader said of it,
 if it says anything (see opd/tasks/graders.py). Answers with neither are not learned from (masked.unshown). The average
 moves by 0.05 per batch (for code by 0.01: --teacher self:ema=0.99). The released trust-region teacher, whose logits are
 0.05 of the way from the start to the student as it is, is --teacher self:trust=0.05.
@@ -57,7 +57,7 @@ def sdpo(
     form: a divergence of both, or the policy gradient of the token that was drawn, which needs alpha=1
     threshold: reward from which on an answer was right
     cap: of a token's importance weight
-    feedback: where no sibling was right, what the grader said of the answer is shown
+    feedback: where no sibling was right, what the grader said of a wrong answer is shown
     n: answers per prompt
     temperature: at which the student writes
     top_p: nucleus from which the student writes
@@ -73,7 +73,7 @@ def sdpo(
         match, want = TowardsTeacher(), Want(chosen=True)
     loss = Reweighted(match, cap)
     sibling = Sibling(template("sibling"), threshold=threshold, shows=without_thoughts)
-    view = FirstOf((sibling, Feedback(template("feedback")))) if feedback else sibling
+    view = FirstOf((sibling, Feedback(template("feedback"), threshold))) if feedback else sibling
     return Method(
         sample=OneTurn(n, Sampling(temperature=temperature, top_p=top_p)),
         teach=(Ask("teacher", "teacher", want, view=view, optional=True),),
