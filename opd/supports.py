@@ -250,11 +250,13 @@ def support_gradient(
 
     `weight` is old(v), q(v) or 1; the first two sum to 1 over S where `normalised`. At old = p the gradient is that of
     the renormalised reverse KL on S, plus (KL_S + log p(S)/q(S)) grad log p(S): mass also moves in and out of S.
-    Shapes: Support [N, K], old log-probs at its words [N, K] -> [N]; 0 where S is empty.
+    Shapes: Support [N, K], old log-probs at its valid words [N, K] -> [N]; 0 where S is empty.
     Source: the code of arXiv 2604.13016.
     """
     demand(weight in get_args(Weight), f"got weight={weight!r}, expected one of {get_args(Weight)}: name one of them.")
-    old, teacher = upcast(old).detach(), upcast(support.teacher).detach()
+    # at an invalid word ratio 1: its part is left out, but a ratio beyond all numbers would be nan in the gradient
+    old = torch.where(support.valid, upcast(old), upcast(support.student)).detach()
+    teacher = upcast(support.teacher).detach()
     logweight = {"student_p": old, "teacher_p": teacher, "none": torch.zeros_like(old)}[weight]
     if weight != "none" and normalised:
         logweight = _renormalise(logweight.masked_fill(~support.valid, -math.inf), support.valid)

@@ -483,6 +483,21 @@ def test_a_second_update_remembers_the_student_of_the_first():
     assert torch.autograd.grad(loss, now)[0].tolist() == [0] * 3
 
 
+@pytest.mark.parametrize("below", [60.0, 95.0, 120.0])
+def test_a_word_that_is_not_compared_may_have_been_as_unlikely_as_it_likes(below):
+    """exp(95) is no number in float32; the teacher likes the word, so that only `intersection` leaves it out."""
+    words, found = torch.zeros(1, dtype=torch.long), []
+    for dtype in (torch.float32, torch.float64):
+        logits = torch.tensor([[1.0, 0.5, 0.0, 0.0, 0.0, -below]], dtype=dtype, requires_grad=True)
+        student = TableDist(logits.log_softmax(-1), words)
+        teacher = torch.tensor([[1.0, -9.0, -9.0, -9.0, -9.0, 0.9]], dtype=dtype).log_softmax(-1)
+        own = TableDist(student.logprobs().detach(), words)
+        rows = Rows({"keep": words == 0, "token": words, "teacher": TableDist(teacher, words), "own": own})
+        loss = SupportGradient(2, "intersection", old="own")(student, rows)
+        found.append(torch.autograd.grad(loss.sum(), logits)[0].double())
+    assert torch.allclose(*found, rtol=0, atol=1e-6) and found[1].abs().max() > 1e-2
+
+
 def test_an_outcome_reward_is_a_term_of_its_own():
     method = rethinking(k=3, reward=0.5)
     assert set(method.terms) == {"match", "reward"} and method.terms["reward"].scale == 0.5
