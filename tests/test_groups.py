@@ -8,6 +8,7 @@ from test_loop import training
 
 from opd import recipes
 from opd.contract import check, gradients, toy_cast, toy_groups
+from opd.dist import TableDist
 from opd.errors import OpdError
 from opd.estimators import ppo_clip
 from opd.loop import one_step
@@ -186,5 +187,28 @@ def test_the_dual_clip_bounds_only_a_negative_advantage():
 
 
 def test_an_upper_clip_needs_a_lower_one():
-    with pytest.raises(OpdError):
-        PolicyGradient(clip_high=0.3)
+    for high in (0.0, 0.3):
+        with pytest.raises(OpdError):
+            PolicyGradient(clip_high=high)
+
+
+def one_row(method, ratio, advantage=1.0):
+    """The loss of a token whose ratio and advantage are these, and what is counted of it."""
+    token, half = torch.zeros(1, dtype=torch.long), torch.tensor([0.5], dtype=torch.float64)
+    student = TableDist(torch.tensor([[ratio / 2, 1 - ratio / 2]], dtype=torch.float64).log(), token)
+    rows = Rows({"keep": token == 0, "token": token, "untruncated": half.log(), "advantage": 2 * half * advantage})
+    return float(method.terms["reward"].loss(student, rows)), method.lookup[0](student, rows)
+
+
+def test_an_upper_clip_of_0_stops_at_the_ratio_1():
+    for high, loss, clipped in ((0.0, -1.0, 1.0), (0.28, -1.1, 0.0)):
+        value, counted = one_row(recipes.load("dapo")(high=high), 1.1)
+        assert value == pytest.approx(loss) and counted["clipped"].item() == clipped
+
+
+@pytest.mark.parametrize("name", ["grpo", "rlsd", "rlsd_ectr", "sc_grpo"])
+def test_where_nothing_is_clipped_nothing_is_counted(name):
+    value, counted = one_row(recipes.load(name)(clip=0.0), 1.9)
+    assert value == pytest.approx(-1.9) and counted == {}
+    value, counted = one_row(recipes.load(name)(clip=0.2), 1.9)
+    assert value == pytest.approx(-1.2) and counted["clipped"].item() == 1

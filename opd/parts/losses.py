@@ -85,25 +85,26 @@ class PolicyGradient:
     """-A pi(y) / old(y): the importance-weighted score-function surrogate; `clip` makes it PPO's.
 
     old: `behaviour`, the distribution that really drew the token (right under top-p and temperature too), or
-    `untruncated`, the student's own log-prob when it wrote (the ratio that PPO clips). `clip_high`: the upper bound
-    where it is another; `dual`: see estimators.ppo_clip; `advantage`: the column that holds it.
+    `untruncated`, the student's own log-prob when it wrote (the ratio that PPO clips). `clip_high`: how far above 1
+    the ratio may be where that is not `clip`; `dual`: see estimators.ppo_clip; `advantage`: the column that holds it.
     """
 
     clip: float = 0.0
     old: str = "behaviour"
-    clip_high: float = 0.0
+    clip_high: float | None = None
     dual: float = 0.0
     advantage: str = "advantage"
 
     def __post_init__(self) -> None:
         require(0 <= self.clip <= 1, "the clip range of a ratio", got=self.clip, expected="a number in [0, 1]")
-        require(self.clip > 0 or not (self.clip_high or self.dual), "a ratio's upper bound", got="no lower one",
-                expected="clip above 0")  # fmt: skip
+        require(self.clip > 0 or not (self.clip_high is not None or self.dual), "a ratio's upper bound",
+                got="no lower one", expected="a lower one above 0")  # fmt: skip
 
     def __call__(self, student: Dist, rows: Rows) -> Tensor:
         logp, old, advantage = student.chosen, rows[self.old], rows[self.advantage]
         if self.clip:
-            return estimators.ppo_clip(logp, old, advantage, self.clip, self.clip_high or self.clip, self.dual)
+            high = self.clip if self.clip_high is None else self.clip_high
+            return estimators.ppo_clip(logp, old, advantage, self.clip, high, self.dual)
         return estimators.importance_gradient(logp, old, advantage)
 
 

@@ -133,13 +133,18 @@ class Noted:
 
 @dataclass(frozen=True)
 class Clipped:
-    """clipped: 1 where PPO's clip takes a row's gradient away, because its ratio has gone too far for its sign."""
+    """clipped: 1 where PPO's clip takes a row's gradient away, because its ratio has gone too far for its sign.
+
+    Nothing where `low` is 0, which is no clip.
+    """
 
     low: float
     high: float
     old: str = "untruncated"
 
     def __call__(self, dist: Dist, rows: Rows) -> dict[str, Tensor]:
+        if not self.low:
+            return {}
         ratio, advantage = (dist.chosen - rows[self.old]).exp(), rows["advantage"]
         too_far = torch.where(advantage > 0, ratio > 1 + self.high, (advantage < 0) & (ratio < 1 - self.low))
         return {"clipped": too_far.to(ratio).masked_fill(advantage.isnan(), torch.nan)}

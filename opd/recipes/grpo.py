@@ -41,7 +41,7 @@ def grpo(
     """
     n: answers per prompt, whose rewards are compared
     spread: what a centred reward is divided by: its group's deviation, the batch's, or none
-    clip: PPO's clip range around ratio 1
+    clip: PPO's clip range around ratio 1; 0 for none
     beta: of the term that holds the student near the reference
     temperature: at which the student writes
     top_p: nucleus from which the student writes

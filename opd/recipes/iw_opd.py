@@ -48,5 +48,5 @@ def iw_opd(
         teach=(Ask("teacher", "teacher", Want(chosen=True)),),
         credit=chain(LogRatio(), Early(gain)),
         terms={"advantage": Term(PolicyGradient(clip, "untruncated"), named(mean))},
-        lookup=(Clipped(clip, clip),) if clip else (),
+        lookup=(Clipped(clip, clip),),
     )

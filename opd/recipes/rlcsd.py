@@ -68,7 +68,7 @@ def rlcsd(
     tau: log-ratio at which the shift is three quarters of that
     delta: shifts up to this size are left out
     eta: weight of the selected tokens' mean beside that of the others
-    clip: PPO's clip range around ratio 1
+    clip: PPO's clip range around ratio 1; 0 for none
     cap: of the importance weight; 0 for no weight
     temperature: at which the student writes
     top_p: nucleus from which the student writes

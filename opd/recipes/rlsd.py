@@ -49,7 +49,7 @@ def rlsd(
     lam: how much of the factor counts in the first step
     fade: steps within which lam falls to 0
     width: how far from 1 the factor may be
-    clip: PPO's clip range around ratio 1
+    clip: PPO's clip range around ratio 1; 0 for none
     temperature: at which the student writes
     top_p: nucleus from which the student writes
     updates: optimizer steps per batch, each on its own part of the problems

@@ -53,7 +53,7 @@ def rlsd_ectr(
     hint: the right hint: a right sibling, or the task's reference
     wrong: at most so many wrong siblings are hints, one by one; above 1 their mean counts
     marked: only a wrong answer that marks its final answer, in a box say, can be a hint
-    clip: PPO's clip range around ratio 1
+    clip: PPO's clip range around ratio 1; 0 for none
     temperature: at which the student writes
     top_p: nucleus from which the student writes
     top_k: it writes with this many likeliest tokens; 0 for all

@@ -61,7 +61,7 @@ def sc_grpo(
     micro: rollouts over which the percentile is taken; 0 for the whole batch
     alpha: size of the advantage where no answer is right [paper: 0.1 to 0.2]
     weights: each token's own, or a control: their mean for all, or shuffled
-    clip: PPO's clip range around ratio 1
+    clip: PPO's clip range around ratio 1; 0 for none
     temperature: at which the student writes
     top_p: nucleus from which the student writes
     mean: token_mean, sequence_mean or sequence_sum

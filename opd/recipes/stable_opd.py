@@ -68,6 +68,6 @@ def stable_opd(
         credit=chain(LogRatio(), Marked("golden", DATA, others="own")),
         terms=terms,
         updates=Updates(parts=updates),
-        lookup=(Clipped(clip, clip),) if clip else (),
+        lookup=(Clipped(clip, clip),),
         casting={"reference": "self:frozen"},
     )
