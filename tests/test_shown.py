@@ -398,6 +398,22 @@ def test_a_demonstration_is_shown_without_its_thoughts():
     assert told == ["c", "<think>a\nb</think> c"]
 
 
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("<think>a b</think>\n42", "42"),
+        ("a b</think>\n42", "42"),  # the chat template has opened it
+        ("a</think> b <think>c</think> 42", "b 42"),
+        ("x <think>a</think> 42", "x 42"),
+        (" 42", " 42"),
+    ],
+)
+def test_a_thought_that_the_chat_template_has_opened_is_one_too(text, shown):
+    method = load("sdpo")(n=2)
+    rollout = toy_groups(method, toy_cast(method), 1)[0].rollouts[0]
+    assert without_thoughts(replace(rollout, text=text)) == shown
+
+
 def test_the_divergence_is_the_released_one():
     """alpha KL(q||m) + (1 - alpha) KL(p||m), m = alpha q + (1 - alpha) p, over the best K and one bucket."""
     z, q, alpha, k = draw(0), draw(1, 1, V).log_softmax(-1), 0.3, 3

@@ -104,6 +104,7 @@ def begun(text: str, share: float) -> str:
 
 OUTCOMES = ("right", "wrong", "any")
 THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+OPENED_BEFORE = re.compile(r"\A.*</think>\s*", re.DOTALL)  # by the chat template: the answer begins inside a thought
 
 
 def written(rollout: Rollout) -> str | None:
@@ -112,8 +113,8 @@ def written(rollout: Rollout) -> str | None:
 
 
 def without_thoughts(rollout: Rollout) -> str | None:
-    """The text of a sibling without what stands between <think> and </think>."""
-    return THOUGHTS.sub("", rollout.text)
+    """The text of a sibling without what stands between <think> and </think>, or before a lone </think>."""
+    return OPENED_BEFORE.sub("", THOUGHTS.sub("", rollout.text))
 
 
 @dataclass(frozen=True)
