@@ -66,8 +66,8 @@ def rethinking(
     form: the paper's renormalised KL, or the policy gradient of its code
     reward: weight of GRPO's outcome reward
     n: answers per prompt
-    clip: PPO's clip range around ratio 1, of form=released and of the outcome reward; 0 would let nothing move
-    dual: bound of the term of a negative advantage of form=released; 0 for none
+    clip: PPO's clip range around ratio 1, of form=released and of the outcome reward
+    dual: bound of the term of a negative advantage of form=released, not of the outcome reward; 0 for none
     temperature: at which the student writes
     top_p: nucleus from which the student writes
     updates: optimizer steps per batch
