@@ -18,7 +18,7 @@ from opd.errors import MethodError, OpdError, TeacherError
 from opd.lab.toy import problems
 from opd.loop import one_step, train
 from opd.method import Method, Term, chain
-from opd.parts.credit import Clamped, LogRatio, MeanToGo, ReturnToGo, WhoWrote
+from opd.parts.credit import Clamped, LogRatio, Marked, MeanToGo, ReturnToGo
 from opd.parts.curriculum import Climbing, Ladder, Replay, Rising
 from opd.parts.fading import Fading
 from opd.parts.losses import CrossEntropy, Everywhere, PolicyGradient
@@ -219,7 +219,7 @@ def test_the_adaptive_alpha_keeps_the_contract_is_measured_and_is_another_method
 
 def test_who_wrote_marks_kept_rows_only():
     author, keep = torch.tensor([STUDENT, TEACHER, OTHER, TEACHER]), torch.tensor([True, True, True, False])
-    rows = WhoWrote()(Rows({"author": author, "keep": keep}))
+    rows = Marked("by.teacher", TEACHER, others="by.others")(Rows({"author": author, "keep": keep}))
     assert rows["by.teacher"].tolist() == [False, True, False, False]
     assert rows["by.others"].tolist() == [True, False, True, False]
 

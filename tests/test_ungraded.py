@@ -28,6 +28,7 @@ ALONE = [
     ("rlsd_ectr", {}),
     ("sc_grpo", {}),
     ("opsd_ectr", {"k": 3}),
+    ("kickstarting", {}),
 ]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from opd import estimators
 from opd.dist import Dist
 from opd.errors import one_of, require
-from opd.rollout import TEACHER, Array
+from opd.rollout import Array
 from opd.rows import Rows
 
 MEASURED = 512  # rows whose whole distributions exist at the same time
@@ -102,34 +102,38 @@ def masked(rows: Rows, why: str, hit: Tensor) -> Rows:
     return rows.plus(keep=rows["keep"] & ~hit, **{column: marks})
 
 
+def without_ungraded(rows: Rows) -> Rows:
+    """The table without the rows of answers that could not be graded (masked.ungraded); itself where all were."""
+    hit = rows["reward"].isnan()
+    return masked(rows, "ungraded", hit) if bool(hit.any()) else rows
+
+
 @dataclass(frozen=True)
 class Earned:
-    """advantage = scale times what the decision earned in its environment; a text earns its grade at its end."""
+    """advantage = scale times what the decision earned in its environment; a text earns its grade at its end.
+
+    Rows of texts that nobody could grade are masked.
+    """
 
     scale: float = 1.0
+    needs_reward = True  # of texts
 
     def __call__(self, rows: Rows) -> Rows:
         if "earned" in rows:
             return rows.plus(advantage=self.scale * rows["earned"])
         last = rows["row"] == rows["length"] - 1
-        return rows.plus(advantage=torch.where(last, self.scale * rows["reward"], 0.0))
-
-
-@dataclass(frozen=True)
-class WhoWrote:
-    """Of the kept rows, `by.teacher` marks what the teacher wrote and `by.others` the rest: each a term's own rows."""
-
-    def __call__(self, rows: Rows) -> Rows:
-        teacher, kept = rows["author"] == TEACHER, rows["keep"]
-        return rows.plus(**{"by.teacher": kept & teacher, "by.others": kept & ~teacher})
+        grade = rows["reward"].nan_to_num(0.0)  # of rows that are masked
+        return without_ungraded(rows).plus(advantage=torch.where(last, self.scale * grade, 0.0))
 
 
 @dataclass(frozen=True)
 class LessMean:
-    """advantage less its mean over the decisions that are as many steps into their episode: the plainest baseline."""
+    """advantage less its mean over the kept decisions that are as many steps into their episode: a plain baseline."""
 
     def __call__(self, rows: Rows) -> Rows:
-        return rows.plus(advantage=rows["advantage"] - estimators.mean_of(rows["advantage"], rows["row"]))
+        kept, less = rows["keep"], rows["advantage"].clone()
+        less[kept] -= estimators.mean_of(less[kept], rows["row"][kept])
+        return rows.plus(advantage=less)
 
 
 def apart(divergence: Divergence, ours: Dist, theirs: Dist, numbers: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opd.errors import one_of, require
-from opd.parts.credit import masked
+from opd.parts.credit import masked, without_ungraded
 from opd.rows import Rows
 
 SPREADS = ("group", "batch", "none")
@@ -80,12 +80,6 @@ class Rollouts:
     def total(self, values: Tensor) -> Tensor:
         """[B] -> [B] the sum over each rollout's group."""
         return values.new_zeros(int(self.group.max()) + 1).index_add(0, self.group, values)[self.group]
-
-
-def without_ungraded(rows: Rows) -> Rows:
-    """The table without the rows of answers that could not be graded (masked.ungraded); itself where all were."""
-    hit = rows["reward"].isnan()
-    return masked(rows, "ungraded", hit) if bool(hit.any()) else rows
 
 
 def among_graded(rows: Rows, say: Callable[[Rows], Tensor]) -> Tensor:

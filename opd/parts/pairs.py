@@ -10,8 +10,7 @@ from torch import Tensor
 
 from opd import estimators
 from opd.errors import one_of, require
-from opd.parts.credit import masked
-from opd.parts.groups import without_ungraded
+from opd.parts.credit import masked, without_ungraded
 from opd.parts.sample import AUTHORS
 from opd.parts.views import Privileged
 from opd.protocols import Cast, write_for

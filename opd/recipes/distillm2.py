@@ -24,14 +24,14 @@ from functools import partial
 from opd import maths
 from opd.errors import require
 from opd.method import Ask, Method, Term, chain
-from opd.parts.credit import WhoWrote
+from opd.parts.credit import Marked
 from opd.parts.losses import Everywhere
 from opd.parts.means import named
 from opd.parts.observe import Noted
 from opd.parts.sample import OneTurn, Together, Traces
 from opd.parts.skew import AdaptiveSkew, Skewed
 from opd.protocols import Want
-from opd.rollout import Sampling
+from opd.rollout import TEACHER, Sampling
 
 
 def distillm2(
@@ -60,10 +60,11 @@ def distillm2(
     skewed = Skewed if adaptive else lambda divergence: Everywhere(partial(divergence, alpha=alpha))
     pull, hold = skewed(maths.skew_kl), skewed(partial(maths.skew_reverse_kl, detach_mixture=detach))
     asks = (Ask("teacher", "teacher", Want(chosen=adaptive, dist=True)), Ask("own", "student", Want(chosen=True)))
+    who_wrote = Marked("by.teacher", TEACHER, others="by.others")
     return Method(
         sample=Together((teacher, OneTurn(1, sampling) if fresh else start)),
         teach=asks if adaptive else asks[:1],
-        credit=chain(AdaptiveSkew(alpha), WhoWrote()) if adaptive else WhoWrote(),
+        credit=chain(AdaptiveSkew(alpha), who_wrote) if adaptive else who_wrote,
         terms={
             "pull": Term(pull, named(mean), 2 - beta, "by.teacher"),
             "hold": Term(hold, named(mean), beta, "by.others"),
