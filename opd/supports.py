@@ -142,7 +142,8 @@ def close(support: Support, outside: Outside) -> tuple[Tensor, Tensor]:
         return _renormalise(lp, support.valid), _renormalise(lq, support.valid)
     if outside == "target":
         return lp, _renormalise(lq, support.valid)
-    demand(outside == "tail", f"close got outside={outside!r}, expected one of {get_args(Outside)}: name one of them.")
+    known = " or ".join(map(repr, get_args(Outside)))
+    demand(outside == "tail", f"close got outside={outside!r}, expected {known}: name one of them.")
     return _with_tail(lp, lq)
 
 

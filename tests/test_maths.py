@@ -522,7 +522,7 @@ def test_extremes_on_a_support(k: int) -> None:
 def test_support_errors() -> None:
     student, teacher = pair()
     support = supported(student, teacher, 2)
-    with pytest.raises(ValueError, match="got outside='forget', expected 'renormalise', 'tail' or 'drop'"):
+    with pytest.raises(ValueError, match="got outside='forget', expected 'renormalise' or 'tail' or 'drop'"):
         supports.close(support, "forget")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected one shape"):
         supports.gather_support(Table(student), Table(teacher), support.ids, support.valid[:, :1])
