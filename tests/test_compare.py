@@ -61,7 +61,7 @@ REFUSED = [
     (["sft"], ["--tune", "lr=1e-3", "--lr", "1"], "given together"),
     (["sft"], ["--tuning-seeds", "3"], "without rates to choose from"),
     (["sft"], ["--further-rates", "2"], "without rates to choose from"),
-    (["sft"], ["--tune", "lr=1e-3", "--further-rates", "2"], "two rates at least"),
+    (["sft"], ["--tune", "lr=1e-3", "--further-rates", "2"], "rates to begin with: got 1, expected two at least"),
     (["sft"], ["--tune", "lr=1e-3,1e-2", "--further-rates", "-1"], "further rates: got -1"),
     (["sft"], ["--tune", "lr=1e-3", "--tuning-seeds", "0"], "tuning seeds"),
     (["sft", "gkd"], ["--baseline", "sfd"], "one of sft, gkd"),

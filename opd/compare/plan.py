@@ -96,9 +96,11 @@ class Contest:
         for name, seeds in (("seeds", self.seeds), ("tuning seeds", self.tuning_seeds)):
             if seeds < 1:
                 raise SettingError(name, got=seeds, expected="at least 1")
-        if self.further_rates < 0 or (self.further_rates and len(self.rates) < 2):
-            remedy = "How far apart they are follows from two rates at least"
-            raise SettingError("further rates", got=self.further_rates, expected="0 or more", remedy=remedy)
+        if self.further_rates < 0:
+            raise SettingError("further rates", got=self.further_rates, expected="0 or more")
+        if self.further_rates and len(self.rates) < 2:
+            expected = "two at least, which say how far apart further ones are"
+            raise SettingError("rates to begin with", got=len(self.rates), expected=expected)
         if not self.entrants:
             raise SettingError("nothing to compare", got="no method", remedy="For example opd compare sft gkd:lam=1")
         check_apart(self.entrants)
