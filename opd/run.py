@@ -264,7 +264,8 @@ class Run:
     def save_rows(self, where: str, step: int, rows: Rows) -> Path:
         file = self.folder / where / f"step-{step:06d}.safetensors"
         file.parent.mkdir(exist_ok=True)
-        save_file({k: v.cpu().contiguous() for k, v in rows.narrow().items()}, file, {"step": str(step)})
+        # one mask may be two columns, and safetensors refuses a storage of two names: every column is stored on its own
+        save_file({k: v.cpu().contiguous().clone() for k, v in rows.narrow().items()}, file, {"step": str(step)})
         return file
 
     def save_refused(self, step: int, rows: Rows) -> str:

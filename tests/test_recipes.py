@@ -4,8 +4,9 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from opd import recipes
+from opd import Run, Settings, recipes
 from opd.cli.methods import toy_build
 from opd.cli.wording import needed
 from opd.contract import anatomy, check, distance, gradients, toy_cast, toy_groups
@@ -299,3 +300,17 @@ def test_no_two_recipes_share_more_than_six_lines_in_a_row():
         for run in runs(name):
             assert run not in seen, f"{name} and {seen[run]}: {run}"
             seen[run] = name
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("sc_grpo", {"n": 3}), ("sampled_token", {"n": 2, "reward": 1.0}), ("rethinking", {"n": 2, "reward": 1.0})],
+)
+def test_columns_that_are_one_and_the_same_are_kept_apart_on_disk(tmp_path, name, more):
+    settings = Settings.of(
+        method=name, parameters=more, steps=1, batch=2, max_new=8, eval_problems=4, drafts=0, checkpoint_every=0,
+        teacher="" if name == "sc_grpo" else "embedded:teacher", threads=1, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    Run.new(settings).train()
+    (file,) = (tmp_path / "run" / "rows").iterdir()
+    assert set(load_file(file)) > {"keep", "advantage"}
