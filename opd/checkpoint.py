@@ -71,12 +71,13 @@ def save_state(folder: Path, name: str, state: Mapping[str, Any]) -> None:
     """A nested state of tensors and plain values as NAME.safetensors and NAME.json."""
     tensors: dict[str, Tensor] = {}
     plain = _split(state, "", tensors)
-    # identical storage under two names (tied weights) is refused by safetensors: every tensor is stored on its own
-    save_file(
-        {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()},
-        folder / f"{name}.safetensors",
-    )
+    save_file(separate(tensors), folder / f"{name}.safetensors")
     (folder / f"{name}.json").write_text(json.dumps(plain), encoding="utf-8")
+
+
+def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the processor, each on its own: safetensors refuses one storage (tied weights, a mask) of two names."""
+    return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
 
 
 def load_state(folder: Path, name: str) -> Any:

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from opd import cast as casting
 from opd import elsewhere, prompts, sampler
 from opd.build import build
-from opd.checkpoint import checkpoints, forget_old, load_state, save_state, write_folder, write_text
+from opd.checkpoint import checkpoints, forget_old, load_state, save_state, separate, write_folder, write_text
 from opd.doctor import Case, Finding, at_start
 from opd.drafts import answers, drafts
 from opd.errors import ModelError, SettingError, Unanswered
@@ -264,8 +264,7 @@ class Run:
     def save_rows(self, where: str, step: int, rows: Rows) -> Path:
         file = self.folder / where / f"step-{step:06d}.safetensors"
         file.parent.mkdir(exist_ok=True)
-        # one mask may be two columns, and safetensors refuses a storage of two names: every column is stored on its own
-        save_file({k: v.cpu().contiguous().clone() for k, v in rows.narrow().items()}, file, {"step": str(step)})
+        save_file(separate(rows.narrow()), file, {"step": str(step)})
         return file
 
     def save_refused(self, step: int, rows: Rows) -> str:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from opd import Run, Settings
-from opd.bootstrap import Interval, over_seeds
+from opd.bootstrap import over_seeds
 from opd.checkpoint import write_text
 from opd.claims import models
-from opd.cli.measuring import View, measured
+from opd.cli.measuring import COLUMNS, View, measured
 from opd.cli.quiet import hush
 
 Values = dict[str, Any]
@@ -37,15 +37,7 @@ SHARED: Values = {
     "eval_problems": 256, "drafts": 0, "checkpoint_every": 2, "keep_checkpoints": 100, "threads": 1,
 }  # fmt: skip
 VIEW = View(directions=16, rank=8, share=0.5, subspace=4)
-NUMBERS = {  # heading -> digits, scale
-    "unchanged": ("unchanged, %", 1, 100),
-    "rotation": ("rotation, °", 2, 1),
-    "drift": ("drift, %", 2, 100),
-    "principal": ("in principal, %", 1, 100),
-    "small": ("in small, %", 1, 100),
-    "stable_rank": ("stable rank", 2, 1),
-    "tail": ("tail", 2, 1),
-}
+NUMBERS = ("unchanged", "rotation", "drift", "principal", "small", "stable_rank", "tail")
 
 
 def ran(name: str, seed: int, rank: int = 0, *, out: Path, lr: float) -> Path:
@@ -76,9 +68,10 @@ def matched(courses: dict[str, list[Values]]) -> dict[str, Values]:
     return {name: min(course, key=lambda line: abs(line["mean"]["size"] - far)) for name, course in courses.items()}
 
 
-def accuracy(folder: Path, when: str = "student_after") -> float:
+def accuracy(folder: Path) -> float:
+    """The share of sampled answers that are right at the end."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return 100 * summary[when]["sampled"]["grade"]
+    return summary["student_after"]["sampled"]["grade"]
 
 
 # ---- tables
@@ -87,35 +80,34 @@ def accuracy(folder: Path, when: str = "student_after") -> float:
 def shapes(seeds: Sequence[int], run: Callable[..., Path]) -> list[str]:
     """One line per method: means over matrices at equal norm, over seeds with Student's interval."""
     at = [matched({name: looked(run(name, seed)) for name in METHODS}) for seed in seeds]
-    headings = [heading for heading, _, _ in NUMBERS.values()]
-    lines = ["", "| | step | size | " + " | ".join(headings) + " | right at the end, % |"]
-    lines.append("|" + "---|" * (len(headings) + 4))
+    headings = ["step", *(COLUMNS[number][0] for number in ("size", *NUMBERS)), "right at the end"]
+    lines = ["", f"| | {' | '.join(headings)} |", f"|{'---|' * (len(headings) + 1)}"]
     for name in METHODS:
-        cells = [
-            f"{min(one[name]['step'] for one in at)} to {max(one[name]['step'] for one in at)}",
-            said(over_seeds([one[name]["mean"]["size"] for one in at]), 3),
-        ]
-        for number, (_, digits, scale) in NUMBERS.items():
-            cells.append(said(over_seeds([scale * one[name]["mean"][number] for one in at]), digits))
-        cells.append(said(over_seeds([accuracy(run(name, seed)) for seed in seeds]), 1))
+        steps = [one[name]["step"] for one in at]
+        cells = [f"{min(steps)} to {max(steps)}"]
+        for number in ("size", *NUMBERS):
+            cells.append(said([one[name]["mean"][number] for one in at], COLUMNS[number][1]))
+        cells.append(said([accuracy(run(name, seed)) for seed in seeds]))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
 def held(seeds: Sequence[int], run: Callable[..., Path]) -> list[str]:
     """Accuracy of runs that are held to so many directions from a fifth of their steps on."""
-    lines = ["", "| right, % | " + " | ".join("free" if not rank else f"rank {rank}" for rank in RANKS) + " |"]
+    lines = ["", "| right | " + " | ".join("free" if not rank else f"rank {rank}" for rank in RANKS) + " |"]
     lines.append("|" + "---|" * (len(RANKS) + 1))
     for name in HELD:
-        cells = [said(over_seeds([accuracy(run(name, seed, rank)) for seed in seeds]), 1) for rank in RANKS]
+        cells = [said([accuracy(run(name, seed, rank)) for seed in seeds]) for rank in RANKS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
-def said(interval: Interval, digits: int) -> str:
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.{digits}f}"
-    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
+def said(values: Sequence[float], form: str = "{:.1%}") -> str:
+    """The mean over seeds, with Student's interval where there are several."""
+    found = over_seeds(values)
+    if found.low is None or found.high is None:
+        return form.format(found.value)
+    return f"{form.format(found.value)} ({form.format(found.low)} to {form.format(found.high)})"
 
 
 def main() -> None:

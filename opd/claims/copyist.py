@@ -84,6 +84,9 @@ def text(tokenizer: Any, rng: random.Random, wording: str) -> tuple[list[int], i
 
 
 def first_half(solution: str) -> str:
-    """The first half of a solution, to the end of the term that it falls into."""
+    """The first half of a solution, to the end of the term that it falls into.
+
+    Not `views.begun`, whose rule is a paper's: a change of that would make another model of this one.
+    """
     end = solution.find(" ", math.ceil(len(solution) / 2) - 1)
     return solution if end < 0 else solution[:end]
