@@ -65,6 +65,11 @@ class Rows:
                 )
         return replace(self, columns={**self.columns, **columns})
 
+    def masked(self, why: str, hit: Tensor) -> Self:
+        """The table whose rows that are hit [N] lose `keep`; the column `masked.WHY` remembers them, and is counted."""
+        column = f"masked.{why}"
+        return self.plus(keep=self["keep"] & ~hit, **{column: hit | self[column] if column in self else hit})
+
     def index(self, rows: Tensor | slice) -> Self:
         """The rows with these numbers [n] (or this mask [N]); a slice copies nothing."""
         if isinstance(rows, Tensor) and rows.dtype == torch.bool:

@@ -127,7 +127,7 @@ class Shown:
 
 
 def teach(asks: Sequence[Ask], groups: Sequence[Group], rows: Rows, cast: Cast) -> Rows:
-    """The table with every ask answered; rows that a view left without evidence lose `keep`."""
+    """The table with every ask answered; rows that a view left without evidence are masked.unshown."""
     members = [(rollout, group) for group in groups for rollout in group.rollouts if rollout.n]
     for together in passes(asks):
         shown = [_shown(read, members, cast[read.who]) for read in together]
@@ -254,7 +254,8 @@ def _place(rows: Rows, shown: Shown, answer: Answer, drawn: Tensor | None, sizes
             columns[f"{into}.ids"] = dist.top(read.want.topk)
         if read.optional:
             columns[f"{into}.shown"], columns[f"{into}.unfit"] = has, unfit
-    return rows.plus(**columns) if where is None or read.optional else rows.plus(**columns, keep=rows["keep"] & has)
+    rows = rows.plus(**columns)
+    return rows if where is None or read.optional else rows.masked("unshown", ~has)
 
 
 def _spread(values: Tensor, rows: Rows, where: Tensor | None, has: Tensor) -> Tensor:

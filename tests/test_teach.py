@@ -18,6 +18,7 @@ from opd.protocols import Want
 from opd.rollout import Visit
 from opd.rows import Rows
 from opd.teach import check_capabilities, reads, teach
+from opd.teachers.renamed import Renamed
 
 TERMS = {"copy": Term(CrossEntropy(), token_mean)}
 
@@ -109,13 +110,13 @@ def test_a_missing_reference_is_named():
         view(bare.rollouts[0], bare)
 
 
-def test_rows_without_evidence_are_not_kept():
+def test_rows_without_evidence_are_not_kept_and_counted():
     only_even = lambda rollout, group: [rollout] if group.problem.id in ("toy-0", "toy-2") else []
     ask = Ask("teacher", "teacher", Want(chosen=True, dist=True), view=only_even)
     cast, groups, rows = table(method(ask))
     rows = teach((ask,), groups, rows, cast)
     expected = torch.isin(rows["group"], torch.tensor([0, 2]))
-    assert torch.equal(rows["keep"], expected)
+    assert torch.equal(rows["keep"], expected) and torch.equal(rows["masked.unshown"], ~expected)
     assert torch.equal(torch.isnan(rows["teacher.chosen"]), ~expected)
     plain = teach((Ask("all", "teacher", Want(dist=True)),), groups, rows, cast)
     kept = rows["keep"]
@@ -255,6 +256,8 @@ def test_what_leaves_the_reader_no_room_is_not_shown_or_names_the_problem():
     assert torch.equal(filled["told.unfit"], out) and not before["told.unfit"].any() and not out.all()
     assert torch.equal(filled["told.shown"], ~out) and filled["keep"].all()
     assert torch.equal(filled["told.chosen"][~out], before["told.chosen"][~out])
+    elsewhere = cast | {"teacher": Renamed(cast["teacher"], 1, 2)}
+    assert torch.equal(teach((ask,), [group], rows, elsewhere)["told.unfit"], out)
     with pytest.raises(DataError, match=f"shown of problem {group.problem.id} .* do not fit the context of teacher"):
         teach((replace(ask, optional=False),), [group], rows, cast)
     as_written = teach((Ask("plain", "teacher", Want(chosen=True), optional=True),), [group], rows, cast)

@@ -95,17 +95,10 @@ class MeanToGo:
         return rows.plus(advantage=total / number.clamp(min=1))
 
 
-def masked(rows: Rows, why: str, hit: Tensor) -> Rows:
-    """The table without the rows that are hit [N]: they lose `keep`, and the column `masked.WHY` remembers them."""
-    column = f"masked.{why}"
-    marks = hit | rows[column] if column in rows else hit
-    return rows.plus(keep=rows["keep"] & ~hit, **{column: marks})
-
-
 def without_ungraded(rows: Rows) -> Rows:
     """The table without the rows of answers that could not be graded (masked.ungraded); itself where all were."""
     hit = rows["reward"].isnan()
-    return masked(rows, "ungraded", hit) if bool(hit.any()) else rows
+    return rows.masked("ungraded", hit) if bool(hit.any()) else rows
 
 
 @dataclass(frozen=True)
@@ -202,7 +195,7 @@ class SkipFirst:
     n: int
 
     def __call__(self, rows: Rows) -> Rows:
-        return masked(rows, "first", rows["row"] < self.n) if self.n else rows
+        return rows.masked("first", rows["row"] < self.n) if self.n else rows
 
 
 @dataclass(frozen=True)
@@ -212,7 +205,7 @@ class OnlyShown:
     into: str = "teacher"
 
     def __call__(self, rows: Rows) -> Rows:
-        return masked(rows, "unshown", ~rows[f"{self.into}.shown"])
+        return rows.masked("unshown", ~rows[f"{self.into}.shown"])
 
 
 @dataclass(frozen=True)
@@ -233,7 +226,7 @@ class SkipTokens:
         hits = [rows["token"] == token for token in self.ids]
         if self.which == "first":
             hits = [_first(hit, rows["sequence"], rows["row"]) for hit in hits]
-        return masked(rows, self.why, torch.stack(hits).any(0))
+        return rows.masked(self.why, torch.stack(hits).any(0))
 
 
 def _first(hit: Tensor, sequence: Tensor, row: Tensor) -> Tensor:
@@ -256,7 +249,7 @@ class LastOnly:
 
     def __call__(self, rows: Rows) -> Rows:
         early = rows["row"] < rows["length"] - self.k
-        return rows.plus(**{self.into: rows["keep"] & ~early}) if self.into else masked(rows, "early", early)
+        return rows.plus(**{self.into: rows["keep"] & ~early}) if self.into else rows.masked("early", early)
 
 
 @dataclass(frozen=True)

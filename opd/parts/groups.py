@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opd.errors import one_of, require
-from opd.parts.credit import masked, without_ungraded
+from opd.parts.credit import without_ungraded
 from opd.rows import Rows
 
 SPREADS = ("group", "batch", "none")
@@ -175,7 +175,7 @@ class SkipTrivial:
     needs_reward = True
 
     def __call__(self, rows: Rows) -> Rows:
-        return masked(without_ungraded(rows), "trivial", among_graded(rows, self._trivial).bool())
+        return without_ungraded(rows).masked("trivial", among_graded(rows, self._trivial).bool())
 
     def _trivial(self, rows: Rows) -> Tensor:
         rollouts = Rollouts.of(rows)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from opd import estimators, maths, shaping
 from opd.errors import require
-from opd.parts.credit import Divergence, apart, masked
+from opd.parts.credit import Divergence, apart
 from opd.parts.groups import GroupAdvantage, Rollouts, micro_batches, require_micro
 from opd.parts.hints import WRONG
 from opd.rows import Rows
@@ -29,7 +29,7 @@ class Fitting:
     teacher: str = "teacher"
 
     def __call__(self, rows: Rows) -> Rows:
-        return masked(rows, "hint", rows[f"{self.teacher}.unfit"])
+        return rows.masked("hint", rows[f"{self.teacher}.unfit"])
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Diversity:
         shown, unfit = (rollouts.values(rows, f"{self.teacher}.{column}") for column in ("shown", "unfit"))
         lost = (rollouts.mean((reward >= self.threshold).to(reward)) == 0) & ~reward.isnan()
         reference = lost & ~shown & ~unfit
-        rows = masked(rows, "reference", reference[rollouts.owner])
+        rows = rows.masked("reference", reference[rollouts.owner])
         scored = (lost & shown)[rollouts.owner]
         if not bool(scored.any()):
             return rows
@@ -161,7 +161,7 @@ class BothHints:
 
     def __call__(self, rows: Rows) -> Rows:
         some = torch.stack([rows[f"{WRONG.format(k)}.shown"] for k in range(self.wrong)]).any(0)
-        return masked(rows, "hint", rows["keep"] & ~(some & rows[f"{self.right}.shown"]))
+        return rows.masked("hint", rows["keep"] & ~(some & rows[f"{self.right}.shown"]))
 
 
 @dataclass(frozen=True)

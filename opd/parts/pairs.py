@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opd import estimators
 from opd.errors import one_of, require
-from opd.parts.credit import masked, without_ungraded
+from opd.parts.credit import without_ungraded
 from opd.parts.sample import AUTHORS
 from opd.parts.views import Privileged
 from opd.protocols import Cast, write_for
@@ -111,7 +111,7 @@ class Preferred:
             rows = without_ungraded(rows)
         noted = torch.where(first & (side > 0), 1.0, torch.nan).to(ratio)
         lacking = (_sums(first.to(ratio), pair) != 2) | win.isnan()
-        rows = masked(rows, "unpaired", lacking[pair])
+        rows = rows.masked("unpaired", lacking[pair])
         return rows.plus(
             advantage=self.beta * side * (win - margin.sigmoid())[pair],
             **{"pair.loss": noted * estimators.preference(margin, win)[pair], "pair.margin": noted * margin[pair]},

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opd import maths
 from opd.errors import SettingError, require
-from opd.parts.credit import MEASURED, masked
+from opd.parts.credit import MEASURED
 from opd.parts.fading import passed
 from opd.protocols import Cast
 from opd.rows import Rows
@@ -68,8 +68,8 @@ class SkipSettled:
     conflict: float
 
     def __call__(self, rows: Rows) -> Rows:
-        rows = masked(rows, "settled", rows["gap"] <= self.gap)
-        return masked(rows, "unstable", (rows["unsure"] > self.unsure) & (rows["conflict"] < self.conflict))
+        rows = rows.masked("settled", rows["gap"] <= self.gap)
+        return rows.masked("unstable", (rows["unsure"] > self.unsure) & (rows["conflict"] < self.conflict))
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ class MostContested:
     def __call__(self, rows: Rows) -> Rows:
         share = self.share(rows.step)
         if share == 1:
-            return masked(rows, "uncontested", torch.zeros_like(rows["keep"]))
+            return rows.masked("uncontested", torch.zeros_like(rows["keep"]))
         keep, conflict, sequence = rows["keep"], rows["conflict"], rows["sequence"]
         out = torch.zeros_like(keep)
         for number in torch.unique(sequence[keep]):
             own = keep & (sequence == number)
             most = max(1, math.ceil(share * int(own.sum())))
             out |= own & (conflict < conflict[own].topk(most).values[-1])
-        return masked(rows, "uncontested", out)
+        return rows.masked("uncontested", out)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ class Renamed:
         self.engine = getattr(teacher, "engine", teacher)
         self._head: Tensor | None = None  # with two rows exchanged, made once for a teacher that does not change
 
+    @property
+    def context(self) -> int:
+        """As many tokens as its teacher takes, where that is known."""
+        return self.teacher.context
+
     def read(self, contexts: Sequence[Rollout], want: Want) -> Answer:
         answer: Answer = self.teacher.read([self._as_theirs(c, want) for c in contexts], want)
         return answer if answer.dist is None else replace(answer, dist=self._as_ours(answer.dist))
