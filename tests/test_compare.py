@@ -39,6 +39,10 @@ from opd.settings import Settings
 def test_parameters_of_a_method():
     entrant = Entrant.of("gkd:lam=1,mean=token_mean")
     assert (entrant.method, entrant.parameters) == ("gkd", {"lam": 1.0, "mean": "token_mean"})
+    listed = Entrant.of("decoupled:ladder=7,14,20,every=10")
+    assert (
+        listed.parameters == {"ladder": (7, 14, 20), "every": 10} and listed.slug == "decoupled-ladder=7-14-20-every=10"
+    )
 
 
 REFUSED = [
@@ -46,6 +50,7 @@ REFUSED = [
     (["gkd:lamb=1"], [], "unknown parameter of gkd"),
     (["gkd:lam=much"], [], "expected a number"),
     (["gkd:1"], [], "expected gkd:name=value"),
+    (["decoupled:ladder=7,much"], [], "got 'much', expected a whole number"),
     (["gkd:lam=1,lam=0"], [], "given twice"),
     (["gkd", "gkd:lam=0.5"], [], "two methods are the same"),
     (["sft", "sft"], [], "two methods are the same"),

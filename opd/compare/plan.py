@@ -32,17 +32,18 @@ class Entrant:
 
     @classmethod
     def of(cls, word: str) -> Entrant:
-        """'gkd:lam=1,beta=1' as a method and its checked parameters."""
+        """'gkd:lam=1,beta=1' as a method and its checked parameters; a list goes on to the next NAME=."""
         method, colon, rest = word.partition(":")
         recipes.check_name(method)
         given: dict[str, Any] = {}
+        lists = {p.name for p in recipes.describe(method).parameters if isinstance(p.default, tuple)}
         for pair in re.split(r",(?=\w+=)", rest) if colon else ():
             name, equals, value = pair.partition("=")
             if not equals:
                 raise SettingError(f"a parameter of {method}", got=repr(pair), expected=f"{method}:name=value")
             if name in given:
                 raise SettingError(f"parameter {name!r} of {method} is given twice", got=word)
-            given[name] = value
+            given[name] = [part for part in value.split(",") if part] if name in lists else value
         return cls(word, method, checked_parameters(method, given))
 
     @property
