@@ -143,6 +143,11 @@ def similarity(a: Tensor, b: Tensor, k: int) -> float:
     return float((ours.T @ theirs).square().sum() / k)
 
 
+def alike(before: Mapping[str, Tensor], one: Mapping[str, Tensor], other: Mapping[str, Tensor], k: int) -> float:
+    """The similarity of two changes of the same weights, mean over matrices; k is at most what a matrix has."""
+    return fmean(similarity(one[name] - w, other[name] - w, min(k, *w.shape)) for name, w in before.items())
+
+
 def matrices(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weight matrices of a model by name, without embeddings and heads; query, key and value apart.
 

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from opd import Run, Settings
+from opd import Run, Settings, geometry
 from opd.bootstrap import over_seeds
-from opd.checkpoint import write_text
+from opd.checkpoint import load_state, write_text
 from opd.claims import models
-from opd.cli.measuring import COLUMNS, View, measured
+from opd.cli.measuring import COLUMNS, View, measured, start
 from opd.cli.quiet import hush
 
 Values = dict[str, Any]
@@ -68,6 +68,18 @@ def matched(courses: dict[str, list[Values]]) -> dict[str, Values]:
     return {name: min(course, key=lambda line: abs(line["mean"]["size"] - far)) for name, course in courses.items()}
 
 
+def there_halfway(folder: Path, at: Values) -> float:
+    """How alike the best right directions of the change are to those that it had at half this distance."""
+    course, far = looked(folder), at["mean"]["size"]
+    half = min(course, key=lambda line: abs(line["mean"]["size"] - far / 2))
+    then, now = (
+        geometry.matrices(load_state(folder / "checkpoints" / f"step-{line['step']:06d}", "student"))
+        for line in (half, at)
+    )
+    before = geometry.matrices(start(Settings.read(folder / "run.toml")))
+    return geometry.alike(before, then, now, VIEW.subspace)
+
+
 def accuracy(folder: Path) -> float:
     """The share of sampled answers that are right at the end."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -80,14 +92,15 @@ def accuracy(folder: Path) -> float:
 def shapes(seeds: Sequence[int], run: Callable[..., Path]) -> list[str]:
     """One line per method: means over matrices at equal norm, over seeds with Student's interval."""
     at = [matched({name: looked(run(name, seed)) for name in METHODS}) for seed in seeds]
-    headings = ["step", *(COLUMNS[number][0] for number in ("size", *NUMBERS)), "right at the end"]
+    headings = ["step", *(COLUMNS[number][0] for number in ("size", *NUMBERS)), "there halfway", "right at the end"]
     lines = ["", f"| | {' | '.join(headings)} |", f"|{'---|' * (len(headings) + 1)}"]
     for name in METHODS:
         steps = [one[name]["step"] for one in at]
         cells = [f"{min(steps)} to {max(steps)}"]
         for number in ("size", *NUMBERS):
             cells.append(said([one[name]["mean"][number] for one in at], COLUMNS[number][1]))
-        cells.append(said([accuracy(run(name, seed)) for seed in seeds]))
+        halfway = [there_halfway(run(name, seed), one[name]) for seed, one in zip(seeds, at, strict=True)]
+        cells += [said(halfway, "{:.2f}"), said([accuracy(run(name, seed)) for seed in seeds])]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 

@@ -70,7 +70,7 @@ def measured(folder: Path, view: View) -> dict[str, Any]:
         raise SettingError(what, got=f"lora={settings.lora}", expected="a run that trains every weight")
     from opd.checkpoint import checkpoints, load_state
     from opd.cli.quiet import hush
-    from opd.geometry import Lens, matrices, similarity
+    from opd.geometry import Lens, alike, matrices
 
     hush()
     saved = checkpoints(folder / "checkpoints")
@@ -79,9 +79,10 @@ def measured(folder: Path, view: View) -> dict[str, Any]:
     before = matrices(start(settings))
     states = {int(path.name.removeprefix("step-")): matrices(load_state(path, "student")) for path in saved}
     lens, last = Lens(view.directions, view.rank, view.share), states[max(states)]
-    pairs = lambda state: [(state[name] - w, last[name] - w) for name, w in before.items()]
-    alike = lambda state: _mean([similarity(a, b, min(view.subspace, *a.shape)) for a, b in pairs(state)])
-    lines = [{"step": step, "similarity": alike(state)} | looked(lens, before, state) for step, state in states.items()]
+    lines = [
+        {"step": step, "similarity": alike(before, state, last, view.subspace)} | looked(lens, before, state)
+        for step, state in states.items()
+    ]
     return {"view": view.model_dump(), "checkpoints": lines}
 
 
@@ -102,10 +103,6 @@ def looked(lens: Lens, before: dict[str, Tensor], after: dict[str, Tensor]) -> d
     shapes = {name: lens(weight, after[name]) for name, weight in before.items()}
     plain = lambda shape: {k: None if math.isnan(v) else v for k, v in asdict(shape).items()}
     return {"mean": plain(averaged(shapes.values())), "matrices": {name: plain(one) for name, one in shapes.items()}}
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def show(found: dict[str, Any]) -> None:
