@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.geometry import compare
 from opd import Run, Settings, geometry
 from opd.cli.main import main
 from opd.errors import OpdError
@@ -92,6 +93,21 @@ def test_similarity_of_subspaces():
     assert geometry.similarity(a, 3 * a, 8) == pytest.approx(1)
     chance = [geometry.similarity(normal(s, 30, 40), normal(s + 50, 30, 40), 8) for s in range(20)]
     assert sum(chance) / 20 == pytest.approx(8 / 40, abs=0.02)
+
+
+def test_two_changes_of_the_same_weights_are_as_alike_as_their_matrices_in_the_mean():
+    before = {name: normal(seed, 6, 5) for seed, name in enumerate("qv")}
+    first, second = (torch.outer(normal(7, 6), torch.eye(5, dtype=torch.float64)[k]) for k in (0, 1))
+    one = {"q": before["q"] + first, "v": before["v"] + first}
+    other = {"q": before["q"] + 3 * first, "v": before["v"] + second}
+    assert geometry.alike(before, one, other, 1) == pytest.approx(0.5)
+    assert geometry.alike(before, one, other, 99) == pytest.approx(1)  # all five directions
+
+
+def test_runs_are_compared_where_they_are_as_far_from_the_start_as_the_nearest_of_them_ends():
+    course = lambda *sizes: [{"step": step, "mean": {"size": size}} for step, size in enumerate(sizes)]
+    found = compare.matched({"near": course(0.1, 0.2, 0.3), "far": course(0.2, 0.33, 0.9)})
+    assert {name: line["step"] for name, line in found.items()} == {"near": 2, "far": 1}
 
 
 def test_hills_estimate_of_a_power_law():

@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ METHODS: dict[str, Values] = {
     "REINFORCE": {"method": "reinforce", "batch": 32},
 }
 HELD = ("SFT", "distillation")
-RANKS = (0, 1, 4, 16)  # of 64; 0 is free
+HOLDS = ("gradient", "update")  # under Adam a held gradient still moves the weights in other directions
+RANKS = (0, 1, 4, 16)  # of 48; 0 is free
 TASK = "jsonl:made:records/problems.jsonl,held_out=512,grader=opd.claims.taught:is_record"
 SHARED: Values = {
     "student": "made:unsure", "teacher": "made:records", "task": TASK, "steps": 60, "max_new": 24, "warmup": 10,
@@ -40,14 +42,15 @@ VIEW = View(directions=16, rank=8, share=0.5, subspace=4)
 NUMBERS = ("unchanged", "rotation", "drift", "principal", "small", "stable_rank", "tail")
 
 
-def ran(name: str, seed: int, rank: int = 0, *, out: Path, lr: float) -> Path:
+def ran(name: str, seed: int, rank: int = 0, hold: str = HOLDS[0], *, out: Path, lr: float) -> Path:
     """The folder of a run, made now or found."""
-    folder = out / f"{name}-lr{lr:g}-rank{rank}-seed{seed}"
+    held = f"rank{rank}" if hold == HOLDS[0] else f"rank{rank}-{hold}"
+    folder = out / f"{name}-lr{lr:g}-{held}-seed{seed}"
     if not (folder / "summary.json").is_file():
         made = models.made(out / "models", print)
-        values = SHARED | METHODS[name] | {"seed": seed, "lr": lr, "subspace_rank": rank, "out": str(folder)}
+        values = SHARED | METHODS[name] | {"seed": seed, "lr": lr, "out": str(folder)}
         if rank:
-            values["checkpoint_every"] = 0
+            values |= {"subspace_rank": rank, "subspace_hold": hold, "checkpoint_every": 0}
         values |= {key: made(values[key]) for key in ("student", "teacher", "task")}
         settings = Settings.of(**values)
         (Run.resume(folder) if (folder / "run.toml").is_file() else Run.new(settings)).train()
@@ -109,9 +112,10 @@ def held(seeds: Sequence[int], run: Callable[..., Path]) -> list[str]:
     """Accuracy of runs that are held to so many directions from a fifth of their steps on."""
     lines = ["", "| right | " + " | ".join("free" if not rank else f"rank {rank}" for rank in RANKS) + " |"]
     lines.append("|" + "---|" * (len(RANKS) + 1))
-    for name in HELD:
-        cells = [said([accuracy(run(name, seed, rank)) for seed in seeds]) for rank in RANKS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name, hold in product(HELD, HOLDS):
+        at = [[run(name, seed, rank, hold) if rank else run(name, seed) for seed in seeds] for rank in RANKS]
+        cells = [said([accuracy(folder) for folder in folders]) for folders in at]
+        lines.append(f"| {name}, the {hold} | {' | '.join(cells)} |")
     return lines
 
 
