@@ -24,7 +24,9 @@ COSTS = {"tokens": "tokens", "teacher tokens": "teacher_tokens", "MiB": "memory"
 HEAD = """
 Every method with its published defaults, {steps} batches of {answers} answers, {seeds} seeds: share of
 sampled answers that are right, mean and 95 % interval, on {tasks}. Its rate on each is the best of {grid} by
-one run each, or of up to {further} beyond the outermost while that is the best. Its tokens learned from,
+one run each, or of up to {further} beyond the outermost while that is the best; a method that stands far
+below the student before was broken by every rate that was tried, and by chance not least by the lowest, so
+that a lower one may do better. Its tokens learned from,
 tokens that teachers read or wrote, peak memory and seconds of one core per batch are those of the first task.
 A method whose teacher is a copy of the student, or that needs a verifier or references alone, never sees the
 teacher. What a task refused stands under the table. Made by `python -m experiments.side_by_side.compare`.
