@@ -284,6 +284,31 @@ def test_a_method_whose_every_rate_broke_tries_a_lower_one(tmp_path):
     assert outward([look(trial, broken) for trial in made.tuning(20)], "sampled") == {"sft": 1e-4}
 
 
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_where_every_rate_does_harm_a_lower_one_is_tried_whichever_is_the_best(tmp_path, best):
+    made = contest(tmp_path, "sft", seeds=1, rates=(1e-3, 3e-3, 1e-2), further_rates=2)
+    first = made.tuning(20)
+    for number, trial in enumerate(first):
+        finish(trial, 0.1 if number == best else 0.0)  # the untaught student had about 0.3
+    assert outward([look(trial, {}) for trial in first], "sampled") == {"sft": 3.33e-4}
+    (lower,) = made.tuning_further({"sft": 3.33e-4}, 20)
+    finish(lower, 0.05)
+    assert outward([look(trial, {}) for trial in [*first, lower]], "sampled") == {"sft": 1.11e-4}
+    finish(lower, 0.8)
+    (lowest,) = made.tuning_further({"sft": 1.11e-4}, 20)
+    finish(lowest, 0.6)
+    assert outward([look(trial, {}) for trial in [*first, lower, lowest]], "sampled") == {}
+
+
+@pytest.mark.parametrize(("goal", "graded"), [("reverse_kl", True), ("sampled", False)])
+@pytest.mark.parametrize(("kl", "wanted"), [(1.6, {}), (1.8, {"sft": 3.33e-4})])
+def test_harm_is_judged_by_what_rates_are_chosen_by(tmp_path, goal, graded, kl, wanted):
+    trials = contest(tmp_path, "sft", seeds=1, rates=(1e-3, 3e-3, 1e-2)).tuning(20)
+    for trial, its in zip(trials, (2.0, kl, 2.0), strict=True):
+        finish(trial, 0.9 if kl > 1.7 else 0.0, its, graded)  # the untaught student had 1.7
+    assert outward([look(trial, {}) for trial in trials], goal) == wanted
+
+
 def test_a_rate_that_breaks_with_another_tuning_seed_is_not_chosen(tmp_path):
     made = contest(tmp_path, "sft", seeds=1, rates=(1e-3, 1e-2), tuning_seeds=2)
     first = made.tuning(20)

@@ -4,10 +4,10 @@
 
 The embedded task, and Countdown and chains of sums from reasoning_gym. Every method with its published defaults gets
 60 batches of 64 answers (a method that writes n answers per problem sees 64/n problems in a batch), its learning rate
-from one grid, which goes on where its end is best, on problems that no number is about, and three seeds. A method that
-a task or pair of models does not suit is in the table with the sentence that refused it. Runs are shared with `opd
-reproduce` and made once: a stopped command, given again, goes on. The table is in OUT/side_by_side.md after every
-method; a part that was asked for (--tasks, --methods) leaves the rest of it as it was.
+from one grid, which goes on where its end is best or all of it harms, on problems that no number is about, and three
+seeds. A method that a task or pair of models does not suit is in the table with the sentence that refused it. Runs are
+shared with `opd reproduce` and made once: a stopped command, given again, goes on. The table is in OUT/side_by_side.md
+after every method; a part that was asked for (--tasks, --methods) leaves the rest of it as it was.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from experiments.side_by_side.costs import Costs
 from experiments.side_by_side.models import pair
-from experiments.side_by_side.table import COSTS, EMBEDDED, OWN, TASKS, Table, Values
+from experiments.side_by_side.table import COSTS, EMBEDDED, OTHERWISE, OWN, TASKS, Table, Values
 from opd import recipes
 from opd.claims import claim, models, page
 from opd.claims import course as claims
@@ -31,10 +31,9 @@ from opd.run import Stopped
 
 STEPS, ANSWERS = 60, 64
 RATES = (1e-3, 3e-3, 1e-2)
-FURTHER = 2  # rates more for a method whose best is the outermost
+FURTHER = 2  # rates more for a method whose best is the outermost, or does harm
 SHARED: Values = {"steps": STEPS, "schedule": "linear", "eval_problems": 256, "drafts": 0}
 SHOWN = ("sampled", "greedy", "reverse_kl", *COSTS.values())
-WORDS = {"representation": "representation:bridge=8"}  # these models differ in their width
 
 
 @cache
@@ -56,7 +55,8 @@ def contest(name: str, task: str, out: Path, seeds: int, rates: Sequence[float])
     shared = place | SHARED | {"batch": max(1, ANSWERS // own.get("n", 1))}
     if "teacher" in method.casting:
         del shared["teacher"]
-    entrant = Entrant.of(WORDS.get(name, name))
+    parameter, _ = OTHERWISE.get((name, task), ("", ""))
+    entrant = Entrant.of(f"{name}:{parameter}" if parameter else name)
     return Contest(
         (entrant,),
         shared,

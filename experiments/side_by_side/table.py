@@ -20,16 +20,17 @@ EMBEDDED = "embedded"
 TASKS = (EMBEDDED, *KINDS)
 ABOUT = {EMBEDDED: "the running totals of the package"}  # and all others are of reasoning_gym
 OWN = {"raps_da": "three specialists, and problems that say whose they are"}  # instead of the first task, its claim's
+OTHERWISE = {("representation", task): ("bridge=8", "the two models differ in their width") for task in TASKS}
+OTHERWISE |= {(name, "countdown"): ("k=64", "its vocabulary has 92 tokens") for name in ("sdpo", "opsd_ectr")}
 COSTS = {"tokens": "tokens", "teacher tokens": "teacher_tokens", "MiB": "memory"}
 HEAD = """
 Every method with its published defaults, {steps} batches of {answers} answers, {seeds} seeds: share of
 sampled answers that are right, mean and 95 % interval, on {tasks}. Its rate on each is the best of {grid} by
-one run each, or of up to {further} beyond the outermost while that is the best; a method that stands far
-below the student before was broken by every rate that was tried, and by chance not least by the lowest, so
-that a lower one may do better. Its tokens learned from,
-tokens that teachers read or wrote, peak memory and seconds of one core per batch are those of the first task.
-A method whose teacher is a copy of the student, or that needs a verifier or references alone, never sees the
-teacher. What a task refused stands under the table. Made by `python -m experiments.side_by_side.compare`.
+one run each, or of up to {further} more: beyond the outermost while that is the best, below the lowest while
+none leaves the student better than it was. Its tokens learned from, tokens that teachers read or wrote,
+peak memory and seconds of one core per batch are those of the first task. A method whose teacher is a copy of
+the student, or that needs a verifier or references alone, never sees the teacher. What has another task or
+parameter, and what a task refused, stands under the table. Made by `python -m experiments.side_by_side.compare`.
 """
 
 
@@ -80,6 +81,11 @@ def document(rows: Sequence[Values], made: Values) -> str:
     elsewhere = [f"- `{row['name']}` has a task of its own instead of the first, with {OWN[row['name']]}; before, its "
                  f"student had {edge([row], EMBEDDED, 'before')}." for row in rows
                  if row["name"] in OWN and row["task"] == EMBEDDED and row["lines"]]  # fmt: skip
+    elsewhere += [
+        f"- `{name}` on {task} has {value}, since {why}."
+        for (name, task), (value, why) in OTHERWISE.items()
+        if (name, task) in by
+    ]
     refused = [f"- `{row['name']}` on {row['task']}: {row['refused']}" for row in rows if "refused" in row]
     broken = [f"- `{row['name']}` on {row['task']} broke, {error}" for row in rows for error in row["errors"]]
     about = ", ".join(ABOUT.get(task, f"{task} of reasoning_gym") for task in tasks)

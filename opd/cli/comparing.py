@@ -20,7 +20,7 @@ OWN = [
     Option("seeds", "int", 1, "runs of every method, with seeds 0 to N-1", GROUP),
     Option("tune", "str", "", "lr=a,b,c: every method has the best of these, chosen on problems set aside", GROUP),
     Option("tuning_seeds", "int", 1, "with which the better half of the rates is tried; the mean decides", GROUP),
-    Option("further_rates", "int", 0, "most to try beyond the outermost rate, while that is the best", GROUP),
+    Option("further_rates", "int", 0, "most to try beyond the outermost while best, below all while all harm", GROUP),
     Option("baseline", "str", "", "the method that the others are held against; default: the first", GROUP),
     Option("jobs", "int", 0, "runs at a time; default: one per core, one in all for seconds or an accelerator", GROUP),
     Option("out", "Path", "", "folder; default runs/compare-TASK", GROUP),

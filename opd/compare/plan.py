@@ -91,7 +91,7 @@ class Contest:
     goal: Goal = "sampled"
     common: Path | None = None  # a folder of runs that several comparisons share; none: everything is in `out`
     tuning_seeds: int = 1  # with which the better rates are tried, see `tuning_again`
-    further_rates: int = 0  # at most so many beyond the end of the grid, while the best is the outermost
+    further_rates: int = 0  # at most so many beyond the grid, see `tuning.outward`
 
     def __post_init__(self) -> None:
         for name, seeds in (("seeds", self.seeds), ("tuning seeds", self.tuning_seeds)):

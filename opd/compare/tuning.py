@@ -1,7 +1,9 @@
 """Which learning rate each method gets: the one that does best on problems that no reported number is about.
 
-Every rate is tried with one seed. Where the best is the outermost, a grid may go on beyond it. The better half of a
-method's rates may then be tried with more seeds, and their means decide (successive halving, as in arXiv 1502.07943).
+Every rate is tried with one seed. Where the best is the outermost, a grid may go on beyond it; where even the best
+leaves the student worse than it was, below the lowest, since which of several ruins is the best is chance. The better
+half of a method's rates may then be tried with more seeds, and their means decide (successive halving, as in arXiv
+1502.07943).
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Literal
 
-from opd.compare.outcome import Ran
+from opd.compare.outcome import Exam, Ran
 from opd.compare.plan import TUNING_SEED, Goal, beyond, finalists
 
 
@@ -38,12 +40,13 @@ def choose(runs: Sequence[Ran], goal: Goal = "sampled") -> list[Tried]:
 
 
 def outward(runs: Sequence[Ran], goal: Goal) -> dict[str, float]:
-    """By label the next rate beyond the best, where that is the outermost; if all broke, the next below them."""
+    """By label the next rate beyond the best, where that is the outermost; below them all if it broke or did harm."""
     tried, found = _tried(runs), dict[str, float]()
     for label in _labels(tried):
-        rates, best = [one.lr for one in _of(tried, label)], _best(_of(tried, label), goal).lr
-        if best in (min(rates), max(rates)):
-            found[label] = beyond(rates, best)
+        rates, best = [one.lr for one in _of(tried, label)], _best(_of(tried, label), goal)
+        end = min(rates) if _did_harm(best, runs, goal) else best.lr
+        if end in (min(rates), max(rates)):
+            found[label] = beyond(rates, end)
     return found
 
 
@@ -76,15 +79,21 @@ def _tried(runs: Sequence[Ran]) -> list[Tried]:
     return [_mean([run for run in runs if (run.trial.entrant.label, run.trial.lr) == kind]) for kind in kinds]
 
 
-def _mean(runs: Sequence[Ran]) -> Tried:
+def _did_harm(one: Tried, runs: Sequence[Ran], goal: Goal) -> bool:
+    """Whether the student was better, by what rates are chosen by, before it was taught at this one."""
+    its = [run for run in runs if (run.trial.entrant.label, run.trial.lr) == (one.label, one.lr)]
+    return _merit(one, goal) < _merit(_mean(its, "student_before"), goal)
+
+
+def _mean(runs: Sequence[Ran], when: Literal["student_before", "student_after"] = "student_after") -> Tried:
     label, lr = runs[0].trial.entrant.label, runs[0].trial.lr
     if broken := [run for run in runs if run.error]:
         seed = broken[0].trial.seed - TUNING_SEED
         error = f"tuning seed {seed}: {broken[0].error}" if seed else broken[0].error
         return Tried(label, lr, None, None, None, error, len(runs))
-    after: list[dict[str, Any]] = [run.summary["student_after"] for run in runs]
-    sampled, greedy = (_over([one[kind] and one[kind]["grade"] for one in after]) for kind in ("sampled", "greedy"))
-    kl = _over([one["kl"] and one["kl"]["per_token"] for one in after])
+    exams: list[Exam] = [run.summary[when] for run in runs]
+    sampled, greedy = (_over([one[kind] and one[kind]["grade"] for one in exams]) for kind in ("sampled", "greedy"))
+    kl = _over([one["kl"] and one["kl"]["per_token"] for one in exams])
     return Tried(label, lr, sampled, greedy, kl, "", len(runs))
 
 
