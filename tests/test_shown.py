@@ -406,9 +406,13 @@ def test_a_demonstration_is_shown_without_its_thoughts():
         ("a</think> b <think>c</think> 42", "b 42"),
         ("x <think>a</think> 42", "x 42"),
         (" 42", " 42"),
+        ("42 <think>was that", "42 "),
+        ("<think>a</think>b<think>cut off", "b"),
+        ("<think>so far", None),
+        ("so far</think>\n", None),
     ],
 )
-def test_a_thought_that_the_chat_template_has_opened_is_one_too(text, shown):
+def test_only_what_is_no_thought_is_shown_of_a_sibling(text, shown):
     method = load("sdpo")(n=2)
     rollout = toy_groups(method, toy_cast(method), 1)[0].rollouts[0]
     assert without_thoughts(replace(rollout, text=text)) == shown

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from experiments.side_by_side.compare import entrant
 from experiments.side_by_side.table import EMBEDDED, Table
 
 MADE = {"steps": 60, "answers": 64, "seeds": 3, "rates": [1e-3, 1e-2], "further": 2}
@@ -53,3 +54,11 @@ def test_rows_that_were_made_another_way_are_forgotten(tmp_path, change):
 def test_a_method_with_a_task_of_its_own_says_so(tmp_path):
     Table(tmp_path, MADE).put(row("raps_da"))
     assert "`raps_da` has a task of its own" in (tmp_path / "side_by_side.md").read_text()
+
+
+def test_a_method_that_cannot_have_its_defaults_on_a_task_says_so(tmp_path):
+    Table(tmp_path, MADE).put(row("sdpo", "countdown"))
+    text = (tmp_path / "side_by_side.md").read_text()
+    assert "- `sdpo` on countdown has k=64, since its vocabulary has 92 tokens." in text
+    assert "bridge=8" not in text  # of a method that was not tried
+    assert [entrant("sdpo", task).parameters for task in ("sums", "countdown")] == [{}, {"k": 64}]

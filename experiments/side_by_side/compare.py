@@ -55,10 +55,8 @@ def contest(name: str, task: str, out: Path, seeds: int, rates: Sequence[float])
     shared = place | SHARED | {"batch": max(1, ANSWERS // own.get("n", 1))}
     if "teacher" in method.casting:
         del shared["teacher"]
-    parameter, _ = OTHERWISE.get((name, task), ("", ""))
-    entrant = Entrant.of(f"{name}:{parameter}" if parameter else name)
     return Contest(
-        (entrant,),
+        (entrant(name, task),),
         shared,
         out / "side_by_side" / task / name,
         seeds,
@@ -66,6 +64,12 @@ def contest(name: str, task: str, out: Path, seeds: int, rates: Sequence[float])
         common=out / "runs",
         further_rates=FURTHER,
     )
+
+
+def entrant(name: str, task: str) -> Entrant:
+    """A method with its defaults, but for what a task leaves no choice about."""
+    parameter, _ = OTHERWISE.get((name, task), ("", ""))
+    return Entrant.of(f"{name}:{parameter}" if parameter else name)
 
 
 def tried(contest: Contest, name: str, task: str, jobs: int) -> Values:

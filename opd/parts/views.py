@@ -103,7 +103,7 @@ def begun(text: str, share: float) -> str:
 
 
 OUTCOMES = ("right", "wrong", "any")
-THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+THOUGHTS = re.compile(r"<think>.*?(?:</think>\s*|\Z)", re.DOTALL)  # one that was cut off has no end
 OPENED_BEFORE = re.compile(r"\A.*</think>\s*", re.DOTALL)  # by the chat template: the answer begins inside a thought
 
 
@@ -113,8 +113,12 @@ def written(rollout: Rollout) -> str | None:
 
 
 def without_thoughts(rollout: Rollout) -> str | None:
-    """The text of a sibling without what stands between <think> and </think>, or before a lone </think>."""
-    return OPENED_BEFORE.sub("", THOUGHTS.sub("", rollout.text))
+    """The text of a sibling without its thoughts: from <think> to </think> or the end, and before a lone </think>.
+
+    One that is nothing else is not shown.
+    """
+    said = OPENED_BEFORE.sub("", THOUGHTS.sub("", rollout.text))
+    return said if said.strip() else None
 
 
 @dataclass(frozen=True)
