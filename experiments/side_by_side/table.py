@@ -78,21 +78,24 @@ def document(rows: Sequence[Values], made: Values) -> str:
         cells = [*map(result, own), ", ".join(map(chosen, own)), *costs(own[0])]
         cells += [", ".join(needs(name)) or "nothing", recipes.describe(name).when]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    elsewhere = [f"- `{row['name']}` has a task of its own instead of the first, with {OWN[row['name']]}; before, its "
-                 f"student had {edge([row], EMBEDDED, 'before')}." for row in rows
-                 if row["name"] in OWN and row["task"] == EMBEDDED and row["lines"]]  # fmt: skip
-    elsewhere += [
-        f"- `{name}` on {task} has {value}, since {why}."
-        for (name, task), (value, why) in OTHERWISE.items()
-        if (name, task) in by
-    ]
-    refused = [f"- `{row['name']}` on {row['task']}: {row['refused']}" for row in rows if "refused" in row]
-    broken = [f"- `{row['name']}` on {row['task']} broke, {error}" for row in rows for error in row["errors"]]
     about = ", ".join(ABOUT.get(task, f"{task} of reasoning_gym") for task in tasks)
     head = textwrap.fill(
         HEAD.strip().format(**made, tasks=about, grid=", ".join(f"{one:g}" for one in made["rates"])), 119
     )
-    return "\n".join([head, "", *lines, "", *elsewhere, *refused, *broken]) + "\n"
+    return "\n".join([head, "", *lines, "", *notes(rows)]) + "\n"
+
+
+def notes(rows: Sequence[Values]) -> list[str]:
+    """Who has another task or parameter than all others, what refused whom, and what broke."""
+    elsewhere = [f"- `{row['name']}` has a task of its own instead of the first, with {OWN[row['name']]}; before, its "
+                 f"student had {edge([row], EMBEDDED, 'before')}." for row in rows
+                 if row["name"] in OWN and row["task"] == EMBEDDED and row["lines"]]  # fmt: skip
+    ran = {(row["name"], row["task"]) for row in rows}
+    otherwise = [f"- `{one[0]}` on {one[1]} has {value}, since {why}."
+                 for one, (value, why) in OTHERWISE.items() if one in ran]  # fmt: skip
+    refused = [f"- `{row['name']}` on {row['task']}: {row['refused']}" for row in rows if "refused" in row]
+    broken = [f"- `{row['name']}` on {row['task']} broke, {error}" for row in rows for error in row["errors"]]
+    return [*elsewhere, *otherwise, *refused, *broken]
 
 
 def edge(rows: Sequence[Values], task: str, role: str) -> str:
