@@ -30,8 +30,9 @@ one run each, or of up to {further} more: beyond the outermost while that is the
 none leaves the student better than it was. Its tokens learned from, tokens that teachers read or wrote,
 peak memory and seconds of one core per batch are those of the first task. A method whose teacher is a copy of
 the student, or that needs a verifier or references alone, never sees the teacher. What has another task or
-parameter, and what a task refused, stands under the table. Made by `python -m experiments.side_by_side.compare`.
+parameter, and what a task refused, stands under the table.
 """
+COMMAND = "    python -m experiments.side_by_side.compare --out runs/reproduce --page docs/methods.md"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def document(rows: Sequence[Values], made: Values) -> str:
     head = textwrap.fill(
         HEAD.strip().format(**made, tasks=about, grid=", ".join(f"{one:g}" for one in made["rates"])), 119
     )
-    return "\n".join([head, "", *lines, "", *notes(rows)]) + "\n"
+    return "\n".join([head, "", COMMAND, "", *lines, "", *notes(rows)]) + "\n"
 
 
 def notes(rows: Sequence[Values]) -> list[str]:
