@@ -121,7 +121,7 @@ def test_no_gradient_outside_a_renormalised_support(source, sampled):
     )
     (slope,) = torch.autograd.grad(loss.sum(), each)
     inside = torch.isin(token, top).expand(V, V) | (torch.eye(V, dtype=torch.bool) if sampled else False)
-    assert slope[~inside].abs().max() < 1e-16 < slope[inside].abs().min()
+    assert slope[~inside].abs().max() < 1e-15 < 1e-6 < slope[inside].abs().min()
     assert slope.sum(-1).abs().max() < 1e-15
 
 
