@@ -17,6 +17,8 @@ from typing import Literal
 from opd.compare.outcome import Exam, Ran
 from opd.compare.plan import TUNING_SEED, Goal, beyond, finalists
 
+When = Literal["student_before", "student_after"]  # whose examinations a mean is over
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -42,9 +44,11 @@ def choose(runs: Sequence[Ran], goal: Goal = "sampled") -> list[Tried]:
 def outward(runs: Sequence[Ran], goal: Goal) -> dict[str, float]:
     """By label the next rate beyond the best, where that is the outermost; below them all if it broke or did harm."""
     tried, found = _tried(runs), dict[str, float]()
+    untaught = {(one.label, one.lr): one for one in _tried(runs, "student_before")}
     for label in _labels(tried):
         rates, best = [one.lr for one in _of(tried, label)], _best(_of(tried, label), goal)
-        end = min(rates) if _did_harm(best, runs, goal) else best.lr
+        did_harm = _merit(best, goal) < _merit(untaught[label, best.lr], goal)
+        end = min(rates) if did_harm else best.lr
         if end in (min(rates), max(rates)):
             found[label] = beyond(rates, end)
     return found
@@ -73,19 +77,13 @@ def _of(tried: Sequence[Tried], label: str) -> list[Tried]:
     return [one for one in tried if one.label == label]
 
 
-def _tried(runs: Sequence[Ran]) -> list[Tried]:
+def _tried(runs: Sequence[Ran], when: When = "student_after") -> list[Tried]:
     """By method and rate, in the order of the first seed."""
     kinds = dict.fromkeys((run.trial.entrant.label, run.trial.lr) for run in runs)
-    return [_mean([run for run in runs if (run.trial.entrant.label, run.trial.lr) == kind]) for kind in kinds]
+    return [_mean([run for run in runs if (run.trial.entrant.label, run.trial.lr) == kind], when) for kind in kinds]
 
 
-def _did_harm(one: Tried, runs: Sequence[Ran], goal: Goal) -> bool:
-    """Whether the student was better, by what rates are chosen by, before it was taught at this one."""
-    its = [run for run in runs if (run.trial.entrant.label, run.trial.lr) == (one.label, one.lr)]
-    return _merit(one, goal) < _merit(_mean(its, "student_before"), goal)
-
-
-def _mean(runs: Sequence[Ran], when: Literal["student_before", "student_after"] = "student_after") -> Tried:
+def _mean(runs: Sequence[Ran], when: When) -> Tried:
     label, lr = runs[0].trial.entrant.label, runs[0].trial.lr
     if broken := [run for run in runs if run.error]:
         seed = broken[0].trial.seed - TUNING_SEED
